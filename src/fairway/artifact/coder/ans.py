@@ -1,0 +1,67 @@
+"""Asymmetric numeral systems: last in, first out, within bytes of the entropy.
+
+Encoding symbol s with frequency f_s of total M maps the state x to `M floor(x / f_s) + c_s + x mod f_s`; decoding inverts it. The
+frequencies come from a short table in front. Duda 2009 (arXiv:0902.0271); the state machine is that of the `constriction` library.
+"""
+
+import constriction
+import numpy as np
+
+from fairway.artifact.parts import Coder, CoderConfig, Integers, refuse_unless
+from fairway.artifact.table import Histogram, fit_table, joined, low_bytes, read_table, split
+from fairway.core.config import Source
+from fairway.core.errors import ArtifactError
+
+SOURCE = Source("Duda", 2009, "arXiv:0902.0271")
+
+
+class Config(CoderConfig):
+    """Asymmetric numeral systems; takes no settings."""
+
+    def build(self) -> "Ans":
+        return Ans()
+
+
+class Ans(Coder):
+    """Table, state words without their trailing zeros, low bits."""
+
+    def encode(self, symbols: Integers) -> bytes:
+        table, _ = fit_table(Histogram.of(symbols))
+        places, low = split(symbols, table)
+        words = b""
+        if len(table.symbols) > 1:
+            stack = constriction.stream.stack.AnsCoder()
+            stack.encode_reverse(places, _model(table.probabilities()))
+            words = stack.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+        return table.serialise() + words + low
+
+    def decode(self, data: bytes, count: int) -> Integers:
+        table, start = read_table(data)
+        stop = len(data) - low_bytes(table, count)
+        refuse_unless(start <= stop, "A coded stream is shorter than its table says.")
+        words = data[start:stop]
+        if len(table.symbols) > 1:
+            places = _decoded(words, table.probabilities(), count)
+        else:
+            refuse_unless(not words, "A stream of one symbol holds coded words.")
+            refuse_unless(bool(table.symbols) or not count, "A stream has no symbols in its table.")
+            places = np.zeros(count, np.int32)
+        return joined(places, data[stop:], table) if count else places
+
+
+def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
+    refuse_unless(not words.endswith(b"\0"), "A coded stream ends in an empty byte.")
+    padded = np.frombuffer(words + bytes(-len(words) % 4), "<u4").astype(np.uint32)
+    try:
+        stack = constriction.stream.stack.AnsCoder(padded)
+        places = stack.decode(_model(probabilities), count)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ArtifactError(f"A coded stream cannot be decoded: {error}") from None
+    refuse_unless(stack.is_empty(), "A coded stream is longer or shorter than the symbols it should hold.")
+    return places
+
+
+def _model(probabilities: np.ndarray) -> constriction.stream.model.Categorical:
+    return constriction.stream.model.Categorical(probabilities.astype(np.float32), perfect=False, lazy=False)

@@ -1,0 +1,70 @@
+"""Integers times one step per row.
+
+`W_rc = step_r q_rc`, `step_r = 2^((base + steps_r) / resolution)`. Steps lie on a logarithmic grid, because a step may be
+off by some per cent without loss, and a few bits per row then suffice. Rows are all leading dimensions together.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairway.artifact.parts import Integers, Packed, Packing, PackingConfig, exact_settings, rows_of, within
+from fairway.core.config import Source
+
+SOURCE = Source("Parameter Golf contributors", 2026, "https://github.com/openai/parameter-golf")
+
+RESOLUTION = 8
+"""Steps per octave."""
+LARGEST = 2**20
+"""No code is larger than this."""
+_OCTAVES = 100
+
+
+class Config(PackingConfig):
+    """Integers with one step per row."""
+
+    def build(self) -> "Rows":
+        return Rows()
+
+
+class Rows(Packing):
+    """Arrays `steps` (one per row) and `codes` (row by row); settings `base` and `resolution`."""
+
+    def plan(self, shape: tuple[int, ...], settings: Mapping[str, int]) -> dict[str, int]:
+        exact_settings(settings, {"base": (-64 * _OCTAVES, 64 * _OCTAVES), "resolution": (1, 64)})
+        rows, columns = rows_of(shape)
+        return {"steps": rows, "codes": rows * columns}
+
+    def unpack(self, packed: Packed) -> Tensor:
+        resolution = packed.settings["resolution"]
+        exponents = packed.arrays["steps"].astype(np.int64) + packed.settings["base"]
+        within(exponents, -_OCTAVES * resolution, _OCTAVES * resolution, "The steps of rows")
+        within(packed.arrays["codes"], -LARGEST, LARGEST, "The codes")
+        steps = torch.from_numpy(steps_of(exponents, resolution))
+        codes = torch.from_numpy(packed.arrays["codes"].astype(np.float32))
+        return codes.view(rows_of(packed.shape)).mul_(steps[:, None]).view(packed.shape)
+
+
+def pack(codes: Integers, exponents: np.ndarray[Any, Any], shape: tuple[int, ...], resolution: int = RESOLUTION) -> Packed:
+    """Codes (rows, columns) with steps `2^(exponent / resolution)`, one exponent per row."""
+    base = int(np.median(exponents)) if exponents.size else 0
+    arrays = {"steps": (exponents - base).astype(np.int32), "codes": codes.reshape(-1).astype(np.int32)}
+    return Packed("rows", shape, arrays, {"base": base, "resolution": resolution})
+
+
+def nearest_exponents(steps: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, Any]:
+    """Exponents of the steps on the grid that are nearest to the given ones; zero steps get the smallest."""
+    limit = _OCTAVES * resolution
+    with np.errstate(divide="ignore"):
+        exponents = np.rint(np.log2(np.asarray(steps, np.float64)) * resolution)
+    return np.clip(exponents, -limit, limit).astype(np.int64)
+
+
+def steps_of(exponents: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The steps that exponents stand for, in float32."""
+    octave, part = np.divmod(exponents, resolution)
+    mantissas = np.array([2.0 ** (index / resolution) for index in range(resolution)], np.float32)
+    return np.ldexp(mantissas[part], octave.astype(np.int32))

@@ -1,0 +1,1 @@
+"""What the verbs share: the application, options, output, progress, and how a command ends."""

@@ -1,0 +1,54 @@
+"""`fairway plan`: what a recipe would cost."""
+
+from fairway.cli.console.options import ByteDial, Json, Overrides, RecipePath, TimeDial
+
+GROUP = "Making a model"
+
+
+def plan(
+    recipe: RecipePath = "",
+    /,
+    *overrides: Overrides,
+    size: ByteDial = None,
+    time: TimeDial = None,
+    json: Json = False,
+) -> None:
+    """Estimate a run before training: parameters, artifact, FLOPs, memory, step time, steps, and which budget binds.
+
+    Times a few real training steps on this machine.
+
+    Example: `fairway plan recipes/default.yaml model.width=256 --bytes 1MB --time 3m`
+    """
+    from fairway.cli.console import output
+    from fairway.cli.console.progress import progress
+    from fairway.cli.console.target import chosen_recipe
+    from fairway.core.budget import show_seconds
+    from fairway.plan import estimate
+
+    chosen = chosen_recipe(recipe, overrides, size, time)
+    with progress() as listener:
+        found = estimate(chosen, listener)
+    if json:
+        sizes = {"width": chosen.model.width, "layers": chosen.model.depth.layers}
+        output.print_json({**vars(found), **sizes, "total_parameters": found.total_parameters})
+        return
+    total = found.total_parameters
+    rows = [(part, count, output.share(count, total)) for part, count in found.parameters.items()]
+    output.print_table("Parameters", ("part", "count", "share"), [*rows, ("all", total, "")])
+    output.print_facts(
+        "Costs",
+        {
+            "model": f"width {chosen.model.width}, {chosen.model.depth.layers} layers, vocabulary {found.vocabulary:,}",
+            "artifact": f"{output.size(found.artifact_bytes)} predicted at {found.bits_per_weight:.2f} bits a weight, "
+            f"cap {output.size(found.bytes_cap)}",
+            "memory": f"{output.size(found.peak_memory_bytes)}, of it activations {output.size(found.saved_activation_bytes)}",
+            "FLOPs": f"{found.flops_per_token:.3g} a token, {found.total_flops:.3g} in all",
+            "step": f"{1000 * found.step_seconds:.0f} ms (the first {1000 * found.first_step_seconds:.0f} ms), "
+            f"{found.tokens_per_step:,} tokens",
+            "pace": f"{found.tokens_per_second:,.0f} tokens/s, {found.flops_per_second / 1e9:,.0f} GFLOP/s",
+            "training": f"{found.steps:,} steps, {found.tokens:,} tokens, {found.tokens_per_parameter:.1f} a parameter, "
+            f"in {show_seconds(found.seconds)}",
+            "binding": f"{found.binding}. {found.advice}",
+        },
+    )
+    output.print_table("The weights in other forms", ("form", "bytes"), list(found.exports.items()))

@@ -1,0 +1,215 @@
+"""From a trained model to a file within [0.995, 1] of a cap, at the finest step that fits.
+
+The size falls by about one bit per quantised weight for each unit of strength, so a few real attempts (quantise, code, measure) find
+the step; every size that counts is that of a real file. A model that fits at the finest step worth storing is left smaller than the cap.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fairway.artifact.format import Contents, encode, estimated_bytes, unpack, write_bytes
+from fairway.artifact.packing.raw import pack as pack_raw
+from fairway.artifact.parts import Packed
+from fairway.artifact.report import Report, report
+from fairway.compress.calibrate import linear_weights, sequentially
+from fairway.compress.parts import Piece, Quantizer, Statistics
+from fairway.compress.plan import CompressConfig
+from fairway.compress.predict import finer, is_quantized, predict_strength
+from fairway.core.errors import BudgetError
+from fairway.core.log import Event, Listener, say_once, silent
+from fairway.model.lm import LanguageModel
+from fairway.model.parts import Role, parameter_roles
+
+_LOW_ENOUGH = 0.9985
+_AIM = 0.9993
+_ACCEPTED = 0.9955
+_MOST_ATTEMPTS = 24
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What compression did."""
+
+    bytes: int
+    """Size of the file."""
+    predicted_bytes: int
+    """Size expected from the weights just before coding."""
+    cap: int
+    """Largest size allowed; the margin is not part of it."""
+    strength: float
+    """Logarithm to base 2 of the matrices' step relative to their deviation."""
+    attempts: int
+    report: Report
+    """Where the bytes went."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    strength: float
+    predicted: int
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+def compress_model(
+    model: LanguageModel,
+    tokenizer_kind: str,
+    tokenizer_bytes: bytes,
+    config: CompressConfig,
+    cap: int,
+    path: Path,
+    notes: dict[str, Any],
+    calibration: Sequence[Tensor] | None = None,
+    listener: Listener = silent,
+) -> Fit:
+    """Writes the model as an artifact of at most `cap` bytes; the model itself stays as it is.
+
+    `calibration`: batches of token ids (B, T), for techniques that look at activations. Raises `BudgetError` where even the
+    coarsest step does not fit.
+    """
+    texts = list(calibration or ())
+    source = copy.deepcopy(model).cpu().float().requires_grad_(False)
+    kept = config.prune.build().prune(source, texts, listener)
+    quantizer = config.quantize.build()
+
+    def attempt(strength: float) -> _Attempt:
+        tensors = quantized(source, quantizer, strength, config, kept, texts, listener)
+        contents = Contents(
+            model.config.plain(), model.vocabulary, tokenizer_kind, tokenizer_bytes, tensors, notes, config.coder.kind
+        )
+        return _Attempt(strength, estimated_bytes(contents), encode(contents))
+
+    slope = _quantized_numbers(source) / 8
+    start = predict_strength(model.config, model.vocabulary, len(tokenizer_bytes), cap, config)
+    finest = max(quantizer.finest, config.finest)
+    found, count = search(attempt, cap - config.margin, start, finest, quantizer.coarsest, slope, listener)
+    write_bytes(path, found.data)
+    return Fit(found.size, found.predicted, cap, found.strength, count, report(found.data))
+
+
+def quantized(
+    source: LanguageModel,
+    quantizer: Quantizer,
+    strength: float,
+    config: CompressConfig,
+    kept: dict[str, Tensor],
+    calibration: Sequence[Tensor],
+    listener: Listener = silent,
+) -> dict[str, Packed]:
+    """Every parameter of a model as integers, each exactly once, in the model's order."""
+    roles = parameter_roles(source)
+    packed: dict[str, Packed] = {}
+
+    def treat(name: str, weight: Tensor, statistics: Statistics | None) -> None:
+        role, shape = roles[name], tuple(weight.shape)
+        assert name not in packed, f"{name} is covered twice"
+        if is_quantized(role, shape):
+            rows_RC = weight.detach().reshape(-1, shape[-1])
+            mask = kept[name].reshape(rows_RC.shape) if name in kept else None
+            piece = Piece(name, role, shape, rows_RC, statistics, mask)
+            packed[name] = quantizer.quantize(piece, strength + finer(role, config.embedding_finer))
+        else:
+            packed[name] = pack_raw(weight, "float32" if role is Role.DECAY else "float16")
+
+    if quantizer.calibrated:
+        _calibrated(source, calibration, treat, packed, listener)
+    for name, parameter in source.named_parameters():
+        if name not in packed:
+            treat(name, parameter, None)
+    assert set(packed) == set(roles), "every parameter is covered by exactly one packing"
+    return {name: packed[name] for name in roles}
+
+
+def search(
+    attempt: Callable[[float], _Attempt],
+    cap: int,
+    start: float,
+    finest: float,
+    coarsest: float,
+    slope: float,
+    listener: Listener = silent,
+) -> tuple[_Attempt, int]:
+    """The attempt with the finest step whose file fits, and the number of attempts made."""
+    fits: _Attempt | None = None
+    over: _Attempt | None = None
+    strength, count = min(max(start, finest), coarsest), 0
+    while count < _MOST_ATTEMPTS:
+        current = attempt(strength)
+        count += 1
+        listener(Event("quantise", None, {"strength": strength, "bytes": current.size, "predicted": current.predicted}))
+        if current.size <= cap:
+            fits = current if fits is None or current.size >= fits.size else fits
+            if current.size >= _LOW_ENOUGH * cap or strength <= finest or _close(fits, over, cap):
+                return fits, count
+        else:
+            over = current if over is None or current.size <= over.size else over
+            if strength >= coarsest:
+                raise _too_small(current.size, cap)
+        strength = _next(current, fits, over, cap, slope, finest, coarsest)
+    if fits is None:
+        strength = coarsest
+        fits = attempt(strength)
+        count += 1
+        if fits.size > cap:
+            raise _too_small(fits.size, cap)
+    return fits, count
+
+
+def _next(
+    current: _Attempt, fits: _Attempt | None, over: _Attempt | None, cap: int, slope: float, finest: float, coarsest: float
+) -> float:
+    """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim."""
+    goal = _AIM * cap
+    if fits is None or over is None:
+        move = (current.size - goal) / slope
+        low = current.strength + 1e-3 if current is over else finest
+        high = current.strength - 1e-3 if current is fits else coarsest
+        return min(max(current.strength + 1.2 * move, min(low, coarsest)), max(high, finest))
+    share = (over.size - goal) / (over.size - fits.size)
+    return over.strength + min(max(share, 0.05), 0.95) * (fits.strength - over.strength)
+
+
+def _close(fits: _Attempt, over: _Attempt | None, cap: int) -> bool:
+    """Whether no step between the two nearest attempts can matter."""
+    return over is not None and fits.size >= _ACCEPTED * cap and abs(fits.strength - over.strength) < 1e-4
+
+
+def _calibrated(
+    source: LanguageModel,
+    calibration: Sequence[Tensor],
+    treat: Callable[[str, Tensor, Statistics | None], None],
+    packed: dict[str, Packed],
+    listener: Listener,
+) -> None:
+    """Treats the linear maps one after another, each behind the quantised ones before it."""
+    model = copy.deepcopy(source)
+    weights = {name: module.weight for module, name in linear_weights(model).items()}
+
+    def one(name: str, statistics: Statistics) -> Tensor:
+        treat(name, weights[name], statistics)
+        return unpack(name, packed[name])
+
+    sequentially(model, calibration, one, listener)
+    missed = sorted(set(weights) - set(packed))
+    if missed:
+        say_once(f"No calibration text reached {', '.join(missed)}; they are rounded to nearest.")
+
+
+def _quantized_numbers(model: LanguageModel) -> int:
+    roles = parameter_roles(model)
+    return sum(p.numel() for name, p in model.named_parameters() if is_quantized(roles[name], tuple(p.shape)))
+
+
+def _too_small(size: int, cap: int) -> BudgetError:
+    return BudgetError(
+        f"Even with the coarsest step the artifact takes {size:,} bytes, and {cap:,} are allowed. "
+        "Allow more bytes, or make the model smaller (model.width, model.depth, data.tokenizer.vocabulary)."
+    )

@@ -1,0 +1,83 @@
+"""The machine: which device to use, how many threads, and which number formats are fast on it."""
+
+import ctypes
+import os
+import platform
+import resource
+from functools import cache
+
+import psutil
+import torch
+
+from fairway.core.errors import ConfigError
+
+
+def select(name: str) -> torch.device:
+    """The device called `cpu`, `cuda`, `cuda:1` or `auto` (a GPU where there is one)."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f'There is no device "{name}"; auto, cpu or cuda would work.') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f'"{name}" was asked for, but torch {torch.__version__} sees no CUDA device; cpu would work.'
+        )
+    return device
+
+
+def available_threads() -> int:
+    """Cores this process may really use: its affinity, cut by the container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(cores, _quota() or cores))
+
+
+def use_threads(count: int | None = None) -> int:
+    """Sets torch's threads, to all available cores if no count is given; returns the number in use."""
+    torch.set_num_threads(count or available_threads())
+    return torch.get_num_threads()
+
+
+@cache
+def fast_bfloat16(device_type: str = "cpu") -> bool:
+    """Whether bfloat16 products run in hardware: AVX-512 BF16 or AMX on CPU, Ampere or newer on GPU."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory() -> int:
+    """Memory that can be had without swapping, in bytes."""
+    return psutil.virtual_memory().available
+
+
+def _quota() -> int | None:
+    """Whole cores of the cgroup's CPU quota; None where there is no limit."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            limit, period = file.read().split()
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(1, int(limit) // int(period))
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed blocks instead of returning them; returns whether it took effect.
+
+    PyTorch's CPU tensors come from malloc, which by default maps and page-faults every block over 32 MB anew
+    on each operation. `FAIRWAY_KEEP_FREED_MEMORY=0` switches this off.
+    """
+    if os.environ.get("FAIRWAY_KEEP_FREED_MEMORY") == "0" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS)
+
+
+_MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
+"""M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h."""

@@ -1,0 +1,103 @@
+"""Cross-entropy of the next token, without ever holding the logits of the whole batch.
+
+`L = mean_t (logsumexp(l_t) - l_t[target_t]) + z * mean_t logsumexp(l_t)^2`, `l = c tanh(logits / c)` under a soft cap c. Tokens are
+taken in chunks; each chunk's logits live only until they have become their own gradient. The z term keeps the normaliser near one
+(Chowdhery et al. 2022, arXiv:2204.02311). Shape key: N tokens (batch and time flattened), D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fairway.core.config import Config
+from fairway.ops.cross_entropy.native import cross_entropy_
+
+
+class NextTokenConfig(Config):
+    """Settings of the loss."""
+
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of the squared log-normaliser."""
+    chunk: int = Field(default=2048, ge=1)
+    """Tokens whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """A loss and what it is made of."""
+
+    loss: Tensor
+    """Scalar to differentiate: nats per token, plus the z term."""
+    nats: Tensor
+    """Mean cross-entropy in nats per token; not differentiable."""
+
+
+def next_token(
+    logits: Callable[[Tensor], Tensor],
+    parameters: list[nn.Parameter],
+    hidden_ND: Tensor,
+    target_N: Tensor,
+    config: NextTokenConfig,
+    softcap: float | None = None,
+    weight: float | None = None,
+) -> NextToken:
+    """Loss of `target_N` under `logits(hidden)` before the soft cap, whose trainable `parameters` are given.
+
+    `weight` replaces 1 / N as the weight of one token, for accumulation over unequal micro-batches.
+    """
+    each = 1.0 / target_N.numel() if weight is None else weight
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    loss, nats = _Chunked.apply(logits, config, softcap, each, target_N, hidden_ND, *trained)  # pyrefly: ignore
+    return NextToken(loss, nats)
+
+
+class _Chunked(torch.autograd.Function):
+    """Computes each chunk's gradient together with its loss; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Callable[[Tensor], Tensor],
+        config: NextTokenConfig,
+        softcap: float | None,
+        each: float,
+        target_N: Tensor,
+        hidden_ND: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = any(ctx.needs_input_grad[5:])
+        nats, squares = 0.0, 0.0
+        hidden_gradients: list[Tensor] = []
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        for hidden, target in zip(hidden_ND.split(config.chunk), target_N.split(config.chunk), strict=True):
+            with torch.set_grad_enabled(wanted):
+                hidden = hidden.detach().requires_grad_(wanted)
+                logits_NV = logits(hidden)
+            nats_N, normaliser_N, slope_NV = cross_entropy_(logits_NV.detach(), target, softcap, config.z_loss, each)
+            nats += float(nats_N.sum(dtype=torch.float64))
+            squares += float(normaliser_N.square().sum(dtype=torch.float64))
+            if wanted:
+                first, *rest = torch.autograd.grad(logits_NV, [hidden, *parameters], slope_NV, allow_unused=True)
+                hidden_gradients.append(hidden.new_zeros(hidden.shape) if first is None else first)
+                gradients = [_sum(old, new) for old, new in zip(gradients, rest, strict=True)]
+        ctx.gradients = (torch.cat(hidden_gradients), *gradients) if wanted else None
+        dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        mean = hidden_ND.new_tensor(nats / target_N.numel(), dtype=dtype)
+        ctx.mark_non_differentiable(mean)
+        return hidden_ND.new_tensor((nats + config.z_loss * squares) * each, dtype=dtype), mean
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients]
+        ctx.gradients = None
+        return (None, None, None, None, None, *scaled)
+
+
+def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return old.add_(new)

@@ -1,0 +1,140 @@
+"""One layer: a mixer and a feed-forward, each inside a residual branch.
+
+F is the mixer or the feed-forward, N a norm, s the branch's scale:
+`pre`: `x + s F(N(x))` (Xiong et al. 2020, arXiv:2002.04745); `post`: `N(x + s F(x))`; `sandwich`: `x + s N(F(N(x)))` (Ding et al. 2021,
+arXiv:2105.13290); `deepnorm`: `N(a x + s F(x))`, `a = (2 L)^(1/4)` over L layers (Wang et al. 2022, arXiv:2203.00555; its smaller
+initial weights are not needed, as outputs of mixers and feed-forwards begin at zero). In a parallel block mixer and
+feed-forward read the same input, `x + s F1(N1(x)) + s F2(N2(x))`. Shape key: B batch, T time, D width.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from fairway.core.config import Config
+from fairway.model.parts import (
+    NO_CONTEXT,
+    Aux,
+    Context,
+    FfnConfig,
+    MixerConfig,
+    Norm,
+    NormConfig,
+    Role,
+    Site,
+    State,
+    Stateful,
+    joined,
+    split_state,
+)
+
+
+class BlockConfig(Config):
+    """Settings of the residual branches."""
+
+    placement: Literal["pre", "post", "sandwich", "deepnorm"] = "pre"
+    """Where the norms stand."""
+    parallel: bool = False
+    """Mixer and feed-forward read the same input, side by side."""
+    residual_scale: float = Field(default=1.0, gt=0)
+    """Factor on every branch."""
+    depth_scale: bool = False
+    """Multiply what enters the branches of layer l, counted from 0, by `1 / sqrt(l + 1)`."""
+    learned_scale: bool = False
+    """Learn one factor per feature and branch, beginning at `residual_scale`."""
+
+    @model_validator(mode="after")
+    def _parallel_needs_a_plain_sum(self) -> "BlockConfig":
+        if self.parallel and self.placement in ("post", "deepnorm"):
+            raise ValueError(f"parallel branches have no {self.placement} norm between them; pre and sandwich work")
+        return self
+
+
+class Block(Stateful):
+    """`forward(x_BTD, state, context) -> (x_BTD, state, aux)`."""
+
+    def __init__(
+        self,
+        width: int,
+        mixer: MixerConfig,
+        ffn: FfnConfig,
+        norm: NormConfig,
+        site: Site,
+        config: BlockConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.parallel = config.parallel
+        self.mixer = mixer.build(width, site)
+        self.ffn = ffn.build(width, site)
+        self.mixer_norm = norm.build(width, "mixer")
+        self.ffn_norm = norm.build(width, "ffn")
+        sandwich = config.placement == "sandwich"
+        self.mixer_after = norm.build(width, "mixer") if sandwich else None
+        self.ffn_after = norm.build(width, "ffn") if sandwich else None
+        learned = config.learned_scale
+        self.mixer_scale_D = nn.Parameter(torch.empty(width)) if learned else None
+        self.ffn_scale_D = nn.Parameter(torch.empty(width)) if learned else None
+        self.entering = 1 / math.sqrt(site.layer + 1) if config.depth_scale else 1.0
+        self.carried = (2 * site.layers) ** 0.25 if config.placement == "deepnorm" else 1.0
+
+    def roles(self) -> dict[str, Role]:
+        return {name: Role.VECTOR for name, _ in self.named_parameters(recurse=False)}
+
+    def init_weights(self, generator: torch.Generator) -> None:  # noqa: ARG002
+        for scale_D in (self.mixer_scale_D, self.ffn_scale_D):
+            if scale_D is not None:
+                scale_D.fill_(self.config.residual_scale)
+
+    def take_all_of(self, owner: "Block") -> None:
+        """Uses every part and parameter of another block; what depends on the layer stays its own."""
+        for name in owner._modules:
+            self._modules[name] = owner._modules[name]
+        for name in owner._parameters:
+            self._parameters[name] = owner._parameters[name]
+
+    def run_in_parallel(self) -> None:
+        """From now on mixer and feed-forward read the same input."""
+        if self.config.placement in ("post", "deepnorm"):
+            raise ValueError(f"parallel branches have no {self.config.placement} norm between them; pre would work")
+        self.parallel = True
+
+    def empty_state(self, batch: int) -> State:
+        return joined((self.mixer.empty_state(batch), self.ffn.empty_state(batch)))
+
+    def state_bytes(self, context: int) -> int:
+        return self.mixer.state_bytes(context) + self.ffn.state_bytes(context)
+
+    def forward(
+        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
+    ) -> tuple[Tensor, State, Aux]:
+        before_mixer, before_ffn = split_state(state, (self.mixer, self.ffn))
+        y_BTD, after_mixer = self.mixer(self._entry(x_BTD, self.mixer_norm), before_mixer, context)
+        mixed_BTD = self._exit(x_BTD, y_BTD, self.mixer_norm, self.mixer_after, self.mixer_scale_D)
+        enters_BTD = self._entry(x_BTD if self.parallel else mixed_BTD, self.ffn_norm)
+        y_BTD, after_ffn, aux = self.ffn(enters_BTD, before_ffn, context)
+        x_BTD = self._exit(mixed_BTD, y_BTD, self.ffn_norm, self.ffn_after, self.ffn_scale_D)
+        return x_BTD, joined((after_mixer, after_ffn)), aux.under("ffn")
+
+    def _entry(self, x_BTD: Tensor, norm: Norm) -> Tensor:
+        """What a branch reads."""
+        if self.config.placement in ("pre", "sandwich"):
+            x_BTD = norm(x_BTD)
+        return x_BTD if self.entering == 1.0 else x_BTD * self.entering
+
+    def _exit(
+        self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm, after: Norm | None, scale_D: Tensor | None
+    ) -> Tensor:
+        """The stream with a branch's output in it."""
+        if after is not None:
+            y_BTD = after(y_BTD)
+        if scale_D is not None:
+            y_BTD = y_BTD * scale_D.to(y_BTD.dtype)
+        elif self.config.residual_scale != 1.0:
+            y_BTD = y_BTD * self.config.residual_scale
+        if self.config.placement == "deepnorm":
+            return norm(self.carried * x_BTD + y_BTD)
+        return norm(x_BTD + y_BTD) if self.config.placement == "post" else x_BTD + y_BTD

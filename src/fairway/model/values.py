@@ -1,0 +1,85 @@
+"""Values that travel with a forward: roles of parameters, auxiliary losses and statistics, and what parts may look at.
+
+Shape key: B batch, T time, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class Role(StrEnum):
+    """What a parameter is for; decides its optimizer group, its muP rule and how it may be compressed."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    MATRIX = "matrix"
+    VECTOR = "vector"
+    SCALAR = "scalar"
+    ROUTER = "router"
+    DECAY = "decay"
+
+
+@dataclass(frozen=True)
+class Aux:
+    """What a forward returns beside its output: losses to add (already weighted) and detached statistics, by name."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def under(self, name: str) -> "Aux":
+        """The same values with every name prefixed by `name.`."""
+        return Aux(
+            {f"{name}.{key}": value for key, value in self.losses.items()},
+            {f"{name}.{key}": value for key, value in self.statistics.items()},
+        )
+
+    def __add__(self, other: "Aux") -> "Aux":
+        """Both together; their names must differ."""
+        return Aux(self.losses | other.losses, self.statistics | other.statistics)
+
+    @staticmethod
+    def of_repeats(repeats: Sequence["Aux"]) -> "Aux":
+        """Values of one module applied several times: losses summed, statistics averaged."""
+        if len(repeats) == 1:
+            return repeats[0]
+        losses: dict[str, list[Tensor]] = {}
+        statistics: dict[str, list[Tensor]] = {}
+        for aux in repeats:
+            for name, value in aux.losses.items():
+                losses.setdefault(name, []).append(value)
+            for name, value in aux.statistics.items():
+                statistics.setdefault(name, []).append(value)
+        return Aux(
+            {name: torch.stack(values).sum(0) for name, values in losses.items()},
+            {name: torch.stack(values).mean(0) for name, values in statistics.items()},
+        )
+
+    def loss(self) -> Tensor | float:
+        """The sum of all losses; 0.0 where there is none."""
+        return sum(self.losses.values(), start=0.0)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a forward may look at beside its input; values only, the same for every layer unless replaced."""
+
+    tokens_BT: Tensor | None = None
+    starts_BT: Tensor | None = None
+    """True where a token begins a document: nothing before it may be seen from there on. None: one document."""
+    embedded_BTD: Tensor | None = None
+    """The embedded input of the first layer, for parts that inject it again."""
+    value_BTD: Tensor | None = None
+    """A value embedding that attention may add to its values."""
+    positions_BT: Tensor | None = None
+    """Where the tokens stood before some were left out; None: they follow one another."""
+    progress: float = 1.0
+    """Training progress in [0, 1] for features that switch on during training; 1 outside training."""
+
+    def with_(self, **changes: object) -> Self:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # pyrefly: ignore[bad-argument-type]

@@ -1,0 +1,124 @@
+// Vectors of floats as wide as the target's registers, and bfloat16 as it lies in memory.
+//
+// Every kernel is compiled once for each instruction level; FAIRWAY_LEVEL names the level and becomes the suffix of what
+// is exported. Nothing else has external linkage, so the levels never mix.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FAIRWAY_LANES 16
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define FAIRWAY_LANES 8
+#else
+#define FAIRWAY_LANES 4
+#endif
+
+#define FAIRWAY_JOIN_(a, b) a##_##b
+#define FAIRWAY_JOIN(a, b) FAIRWAY_JOIN_(a, b)
+#define FAIRWAY_EXPORT(name) extern "C" __attribute__((visibility("default"))) void FAIRWAY_JOIN(name, FAIRWAY_LEVEL)
+
+namespace {
+
+constexpr int lanes = FAIRWAY_LANES;
+
+typedef float Floats __attribute__((vector_size(4 * FAIRWAY_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * FAIRWAY_LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * FAIRWAY_LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * FAIRWAY_LANES)));
+
+struct Bfloat {
+    uint16_t bits;
+};
+
+inline Floats all(float x) { return x - Floats{}; }
+
+inline Floats load(const float* p) {
+    Floats v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+
+inline Floats load(const Bfloat* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return (Floats)(__builtin_convertvector(h, Words) << 16);
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline void store(Bfloat* p, Floats v) {
+    Words w = (Words)v;
+    Words rounded = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16;
+    Words nan = (Words)(v != v);
+    Words quiet = (w >> 16) | 0x40u;
+    Halves h = __builtin_convertvector((rounded & ~nan) | (quiet & nan), Halves);
+    std::memcpy(p, &h, sizeof h);
+}
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(Bfloat x) {
+    uint32_t w = (uint32_t)x.bits << 16;
+    float f;
+    std::memcpy(&f, &w, 4);
+    return f;
+}
+
+inline void put(float* p, float x) { *p = x; }
+
+inline void put(Bfloat* p, float x) {
+    uint32_t w;
+    std::memcpy(&w, &x, 4);
+    p->bits = x != x ? (uint16_t)((w >> 16) | 0x40u) : (uint16_t)((w + 0x7fffu + ((w >> 16) & 1u)) >> 16);
+}
+
+inline float sum(Floats v) {
+    float total = 0;
+    for (int i = 0; i < lanes; i++) total += v[i];
+    return total;
+}
+
+inline Floats select(Ints mask, Floats yes, Floats no) { return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask)); }
+
+inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }
+
+inline float largest(Floats v) {
+    float most = v[0];
+    for (int i = 1; i < lanes; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+// e^x to 1.2e-7 relative; 0 below -87.3, and NaN for NaN. Cephes' polynomial over [-ln 2 / 2, ln 2 / 2].
+inline Floats exponential(Floats x) {
+    Ints low = x < all(-87.3f), high = x > all(88.7f);
+    Floats t = x * 1.44269504088896341f;
+    Floats n = (t + 12582912.0f) - 12582912.0f;
+    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Ints scale = (__builtin_convertvector(n, Ints) + 127) << 23;
+    Floats y = p * (Floats)scale;
+    y = select(low, Floats{}, y);
+    y = select(high, all(INFINITY), y);
+    return select(x == x, y, x);
+}
+
+inline Floats hyperbolic_tangent(Floats x) {
+    Floats e = exponential(select(x < Floats{}, x, -x) * 2.0f);
+    Floats magnitude = (1.0f - e) / (1.0f + e);
+    return select(x < Floats{}, -magnitude, magnitude);
+}
+
+}  // namespace

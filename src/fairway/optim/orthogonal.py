@@ -1,0 +1,105 @@
+"""Batched Newton-Schulz iterations towards the polar factor `U V^T` of each matrix `G = U S V^T`.
+
+`X = G / ||G||_F`, then `X = (a I + b A + c A A) X` with `A = X X^T`, as often as there are coefficients
+(Jordan et al. 2024; Amsel et al. 2025, arXiv:2505.16932). The classic coefficients do not converge to
+singular values of 1: after five steps they lie in [0.68, 1.14] for inputs above 0.01 of the Frobenius norm.
+
+Polynomials of `A` are symmetric and commute with `A`. So a period of several steps can run on the small
+square alone, and touch `X` once to form `A` and once to apply the product: with `P = a I + b A + c A A`,
+`Q = P Q` and `A = P A P` for each step, then `X = Q X`. Multiples of the identity are kept apart, as numbers.
+Squaring the singular values buries small ones under rounding, and what is buried may turn negative and
+explode; in bfloat16 five steps in one period do. A first period of three steps (two where the first steps
+are steep) and later ones of two are as exact as one step at a time; long matrices use them.
+Shape key: N matrices, R rows, C columns, S = min(R, C).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Coefficients = tuple[float, float, float]
+
+CLASSIC: Coefficients = (3.4445, -4.7750, 2.0315)
+CUBIC: Coefficients = (1.5, -0.5, 0.0)
+"""Newton-Schulz proper: converges to the polar factor, slowly."""
+
+_POLAR_EXPRESS: tuple[Coefficients, ...] = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+)
+"""Optimal odd quintics one after another for singular values in [0.001, 1]."""
+_SAFETY = 1.01
+"""Margin against rounding errors that carry singular values above 1 before the last step."""
+
+SMALLEST_NORM = 1e-7
+LONG = 2.0
+"""Ratio of the sides from which periods of several steps cost less."""
+STEEP = 4.0
+"""First coefficient from which the first period has two steps instead of three."""
+
+CoefficientName = Literal["classic", "polar_express", "cubic"]
+
+
+def coefficients(name: CoefficientName, steps: int) -> tuple[Coefficients, ...]:
+    """The `(a, b, c)` of each of `steps` iterations."""
+    if name == "classic":
+        return (CLASSIC,) * steps
+    if name == "cubic":
+        return (CUBIC,) * steps
+    tail = (_POLAR_EXPRESS[-1],) * max(0, steps - len(_POLAR_EXPRESS))
+    chosen = (*_POLAR_EXPRESS, *tail)[:steps]
+    safe = tuple((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in chosen[:-1])
+    return (*safe, *chosen[-1:])
+
+
+def orthogonalise(
+    x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequence[int] | None = None
+) -> Tensor:
+    """Nearly orthogonal matrices with the singular vectors of the given ones; a zero matrix stays zero.
+
+    Computes in the dtype of `x_NRC` and overwrites it. `periods` are the numbers of steps between products
+    with the whole matrix; by default they follow from the shape and the coefficients.
+    """
+    rows, columns = x_NRC.shape[-2:]
+    x_NRC.div_(torch.linalg.vector_norm(x_NRC, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM))
+    if periods is None:
+        long = max(rows, columns) >= LONG * min(rows, columns)
+        periods = long_periods(steps) if long else (1,) * len(steps)
+    assert sum(periods) == len(steps)
+    start = 0
+    for period in periods:
+        a_NSS = torch.bmm(x_NRC, x_NRC.mT) if rows <= columns else torch.bmm(x_NRC.mT, x_NRC)
+        identity, m_NSS = _product(a_NSS, steps[start : start + period])
+        left, right = (m_NSS, x_NRC) if rows <= columns else (x_NRC, m_NSS)
+        x_NRC = torch.baddbmm(x_NRC, left, right, beta=identity)
+        start += period
+    return x_NRC
+
+
+def long_periods(steps: Sequence[Coefficients]) -> tuple[int, ...]:
+    """Steps in each period for a long matrix."""
+    first = min(len(steps), 2 if steps[0][0] >= STEEP else 3)
+    pairs, single = divmod(len(steps) - first, 2)
+    return (first, *(2,) * pairs, *(1,) * single)
+
+
+def _product(a_NSS: Tensor, steps: Sequence[Coefficients]) -> tuple[float, Tensor]:
+    """`(q, M)` such that `q I + M` takes a matrix of Gram matrix `a_NSS` through all steps."""
+    q, m_NSS = 1.0, None
+    for index, (a, b, c) in enumerate(steps):
+        p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS, beta=b, alpha=c)
+        if index < len(steps) - 1:
+            half_NSS = torch.baddbmm(a_NSS, p_NSS, a_NSS, beta=a)
+            a_NSS = torch.baddbmm(half_NSS, half_NSS, p_NSS, beta=a)
+        m_NSS = p_NSS if m_NSS is None else torch.baddbmm(q * p_NSS, p_NSS, m_NSS).add_(m_NSS, alpha=a)
+        q *= a
+    assert m_NSS is not None
+    return q, m_NSS

@@ -1,0 +1,240 @@
+"""The composition root: a recipe holds every stage's settings, a run folder holds every stage's result.
+
+`text -> manifest -> checkpoint -> artifact -> score -> summary`. Each stage reads what the one before it wrote and is skipped where
+its result already stands, so a run that was stopped goes on when the same command is given again.
+"""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field
+
+from fairway import serve
+from fairway.compress.fit import compress_model
+from fairway.compress.plan import CompressConfig
+from fairway.core import device as machine
+from fairway.core.budget import Budget, Ledger
+from fairway.core.config import Config, override, read_yaml
+from fairway.core.errors import ConfigError
+from fairway.core.log import Event, Listener
+from fairway.core.storage import locked, read_json, write_json, write_text
+from fairway.data.batches import Batches
+from fairway.data.manifest import DataConfig, Manifest, prepare
+from fairway.evaluate.bpb import EvaluateConfig
+from fairway.model.lm import LanguageModel, ModelConfig
+from fairway.train.loop import Loop, TrainConfig
+from fairway.train.parts import Hook
+
+
+class SampleConfig(Config):
+    """The text a finished run writes."""
+
+    prompt: str = ""
+    tokens: int = Field(default=200, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+
+
+class Recipe(Config):
+    """Everything that decides a run."""
+
+    name: str = Field(default="default", pattern=r"[A-Za-z0-9_.-]{1,64}")
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    compress: CompressConfig = CompressConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sample: SampleConfig = SampleConfig()
+    budget: Budget = Budget()
+
+
+def load_recipe(path: Path | None, assignments: Sequence[str] = ()) -> Recipe:
+    """A recipe from a YAML file, or the defaults, with `section.field=value` assignments applied."""
+    data = read_yaml(path) if path is not None else {}
+    return Recipe.read(override(data, assignments), origin=str(path) if path else "recipe")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    run: str
+    artifact: str
+    bits_per_byte: float
+    bytes: int
+    bytes_cap: int
+    seconds_train: float
+    seconds_total: float
+    parameters: int
+    steps: int
+    tokens: int
+    peak_memory_bytes: int
+    fingerprint: str
+
+
+class Run:
+    """A recipe and the folder its results lie in."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.artifact = folder / "model.fwy"
+        self.data = folder / "data"
+        self.ledger = Ledger()
+
+    @classmethod
+    def create(cls, recipe: Recipe, folder: Path) -> "Run":
+        """A run in a folder that is new, or that holds the same recipe."""
+        stored = folder / "recipe.yaml"
+        if stored.exists():
+            old = Recipe.read(read_yaml(stored), origin=str(stored))
+            if old != recipe:
+                raise ConfigError(
+                    f"{folder} holds another run ({differences(old, recipe)}); name another folder, or delete this one."
+                )
+        else:
+            write_text(stored, yaml.safe_dump(recipe.plain(), sort_keys=False))
+        return cls(recipe, folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The run whose recipe a folder holds."""
+        if not (folder / "recipe.yaml").exists():
+            raise ConfigError(f"{folder} is not a run folder: it holds no recipe.yaml.")
+        return cls(Recipe.read(read_yaml(folder / "recipe.yaml"), origin=str(folder / "recipe.yaml")), folder)
+
+    def execute(self, listener: Listener) -> Summary:
+        """All stages, each skipped where its result already stands."""
+        with locked(self.folder, "start a run"):
+            machine.keep_freed_memory()
+            machine.use_threads()
+            manifest = self.prepare(listener)
+            with self.ledger.phase("load"):
+                loop = self.training(manifest)
+            with self.ledger.phase("train"):
+                weights = loop.run(listener)
+                loop.model.load_state_dict(weights, strict=False)
+            self.compress(loop.model, manifest, loop.clock.elapsed, listener)
+            score = self.evaluate(listener)
+            self.write_sample(listener)
+            return self._summarise(loop, score)
+
+    def prepare(self, listener: Listener) -> Manifest:
+        """Text to checked token shards."""
+        with self.ledger.phase("prepare"):
+            if (self.data / "manifest.json").exists():
+                manifest = Manifest.read(self.data)
+                if manifest.fingerprint == self.recipe.data.fingerprint():
+                    return manifest
+            return prepare(self.recipe.data, self.data, lambda done, what: listener(Event("prepare", done, message=what)))
+
+    def training(self, manifest: Manifest, hooks: Sequence[Hook] = ()) -> Loop:
+        """The loop that trains this recipe's model on a manifest."""
+        recipe = self.recipe
+        model = recipe.model.build(manifest.tokenizer.vocabulary, recipe.seed, machine.select(recipe.device))
+        facts = {"recipe": recipe.fingerprint(), "data": manifest.hash, "threads": torch.get_num_threads()}
+        batches = Batches(manifest, recipe.seed)
+        return Loop(model, batches, recipe.train, recipe.budget, recipe.seed, self.folder, facts, hooks)
+
+    def compress(self, model: LanguageModel, manifest: Manifest, seconds: float, listener: Listener) -> None:
+        """Trained weights to an artifact that fits the cap."""
+        with self.ledger.phase("compress"):
+            notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(seconds, 3)}
+            calibration = self._calibration(manifest)
+            fit = compress_model(
+                model,
+                manifest.tokenizer.kind,
+                manifest.tokenizer.save(),
+                self.recipe.compress,
+                self.recipe.budget.bytes,
+                self.artifact,
+                notes,
+                calibration,
+                listener,
+            )
+            write_json(self.folder / "fit.json", fit.plain())
+
+    def evaluate(self, listener: Listener) -> dict[str, Any]:
+        """The artifact's score, by a fresh process that sees nothing but the artifact and the validation text."""
+        with self.ledger.phase("evaluate"):
+            listener(Event("evaluate", message="Scoring the artifact in a fresh process."))
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                settings = json.dumps(self.recipe.evaluate.plain())
+                score = json.loads(pool.submit(_score, str(self.artifact), str(self.data), settings).result())
+            write_json(self.folder / "score.json", score)
+            return score
+
+    def write_sample(self, listener: Listener) -> str:
+        """A text written by the artifact."""
+        with self.ledger.phase("sample"):
+            sample = self.recipe.sample
+            pieces = serve.load(self.artifact).generate(
+                sample.prompt, tokens=sample.tokens, temperature=sample.temperature, top_p=sample.top_p, seed=self.recipe.seed
+            )
+            text = sample.prompt + "".join(pieces)
+            write_text(self.folder / "sample.txt", text)
+            listener(Event("sample", 1.0, message=text))
+            return text
+
+    @cached_property
+    def _started(self) -> float:
+        return time.monotonic()
+
+    def _calibration(self, manifest: Manifest) -> list[torch.Tensor]:
+        """Training text, never validation text, for quantisers that look at activations."""
+        batches = Batches(manifest, self.recipe.seed)
+        context = self.recipe.model.context
+        return [batches.at(step, 16, context).tokens_BT[:, :-1] for step in range(8)]
+
+    def _summarise(self, loop: Loop, score: dict[str, Any]) -> Summary:
+        context = self.recipe.model.context
+        summary = Summary(
+            run=str(self.folder),
+            artifact=str(self.artifact),
+            bits_per_byte=score["bits_per_byte"],
+            bytes=self.artifact.stat().st_size,
+            bytes_cap=self.recipe.budget.bytes,
+            seconds_train=round(loop.clock.elapsed, 3),
+            seconds_total=round(self.ledger.total(), 3),
+            parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
+            steps=loop.step,
+            tokens=loop.step * self.recipe.train.batch * context,
+            peak_memory_bytes=machine.peak_memory(),
+            fingerprint=self.recipe.fingerprint(),
+        )
+        write_json(self.folder / "ledger.json", self.ledger.entries())
+        write_json(self.folder / "summary.json", vars(summary))
+        return summary
+
+
+def differences(old: Config, new: Config) -> str:
+    """The settings in which two configs differ, as `model.width 128 -> 192`."""
+    before, after = dict(_flat(old.plain())), dict(_flat(new.plain()))
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {before.get(name)} -> {after.get(name)}" for name in changed[:6])
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(path, value)]
+    return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else key)]
+
+
+def _score(artifact: str, data: str, settings: str) -> str:
+    """Runs in the fresh process."""
+    from fairway.evaluate.bpb import evaluate_artifact
+
+    machine.keep_freed_memory()
+    machine.use_threads()
+    return json.dumps(evaluate_artifact(Path(artifact), Path(data), EvaluateConfig.read(json.loads(settings))))

@@ -1,0 +1,55 @@
+"""The contracts of precision and recomputation: in which number formats a step runs, and what it keeps in memory."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from fairway.core.config import Technique
+
+
+class Precision(ABC):
+    """How a training step computes. A step calls `forward`, `scale`, then `unscale`, then `update`."""
+
+    @abstractmethod
+    def forward(self) -> AbstractContextManager[object]:
+        """The surroundings of a forward pass, such as autocast."""
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate."""
+        return loss
+
+    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Brings the gradients back to the scale of the loss; called once, before clipping."""
+
+    def update(self, finite: bool) -> None:
+        """Learns whether the step's gradients were finite: one decision for all optimizers."""
+
+    def after_step(self) -> None:
+        """Called after the optimizer changed the parameters."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What an exact resume needs."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Goes on from `state()`."""
+        assert not state
+
+
+class PrecisionConfig(Technique):
+    """Settings of a precision."""
+
+    def build(self, model: nn.Module, device: torch.device) -> Precision:
+        """Prepares the model and returns the precision of its steps."""
+        raise NotImplementedError
+
+
+class RecomputeConfig(Technique):
+    """Settings of recomputation."""
+
+    def apply(self, model: nn.Module) -> None:
+        """Changes how the model's blocks keep their activations."""
+        raise NotImplementedError

@@ -1,0 +1,89 @@
+"""The machine as the process may use it."""
+
+import builtins
+import io
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from fairway.core import device
+from fairway.core.errors import ConfigError
+
+
+def quota(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    real = builtins.open
+
+    def fake(path: Any, *rest: Any, **more: Any) -> Any:
+        if path != "/sys/fs/cgroup/cpu.max":
+            return real(path, *rest, **more)
+        if text is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(text)
+
+    monkeypatch.setattr(builtins, "open", fake)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [
+        ("200000 100000\n", 2),
+        ("max 100000\n", 8),
+        ("50000 100000\n", 1),
+        ("9900000 100000\n", 8),
+        ("nonsense", 8),
+        (None, 8),
+    ],
+)
+def test_threads_follow_the_affinity_and_the_containers_quota(
+    text: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota(monkeypatch, text)
+    assert device.available_threads() == threads
+
+
+def test_the_number_of_threads_asked_for_is_the_number_in_use() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert device.use_threads(1) == torch.get_num_threads() == 1
+        assert device.use_threads() == torch.get_num_threads() == device.available_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device.select("auto").type == kind
+
+
+def test_an_unknown_device_is_refused_with_what_would_work() -> None:
+    with pytest.raises(ConfigError, match='no device "gpu"; auto, cpu or cuda would work'):
+        device.select("gpu")
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="sees no CUDA device"):
+        device.select("cuda:1")
+
+
+def test_peak_memory_grows_with_what_is_touched_and_stays() -> None:
+    before = device.peak_memory()
+    block = bytearray(before)
+    block[::4096] = b"x" * len(block[::4096])
+    grown = device.peak_memory()
+    del block
+    assert grown > before * 1.4
+    assert device.peak_memory() >= grown
+
+
+def test_free_memory_is_some_and_less_than_the_machine_has() -> None:
+    assert 0 < device.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_keeping_freed_memory_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRWAY_KEEP_FREED_MEMORY", "0")
+    assert device.keep_freed_memory() is False
