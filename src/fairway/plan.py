@@ -22,12 +22,14 @@ from fairway.core import device as machine
 from fairway.core.budget import Budget, show_bytes
 from fairway.core.errors import BudgetError, ConfigError
 from fairway.core.log import Event, Listener
+from fairway.core.probe import gemm_ceiling
 from fairway.core.seed import generator
 from fairway.data.batches import Batch, Batches
 from fairway.data.parts import TokenizerConfig
 from fairway.model.census import parameters_by_part
 from fairway.run import Recipe
 from fairway.train.loop import Loop
+from fairway.train.meter import Meter
 
 BITS_PER_PARAMETER = 3.6
 """Of a whole artifact, tables and tokenizer included, at the clip where a larger model stops paying."""
@@ -64,13 +66,18 @@ class Plan:
     """Forward and backward."""
     total_flops: float
     peak_memory_bytes: int
-    """Weights, gradients, optimizer state, averages and saved activations; the interpreter's own share is not in it."""
+    """Most that this process has held so far, the trial steps and the interpreter included; on a GPU, most of its memory."""
+    state_bytes: int
+    """Weights, gradients, optimizer state and averages."""
     saved_activation_bytes: int
+    """What the backward pass of a step keeps."""
     step_seconds: float
     first_step_seconds: float
     tokens_per_step: int
     tokens_per_second: float
     flops_per_second: float
+    mfu: float
+    """`flops_per_second` over those of a matrix product, measured in the same process."""
     steps: int
     """That fit the time, or the fixed number."""
     tokens: int
@@ -103,11 +110,13 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
     flops_per_token = 3.0 * skeleton.flops(recipe.model.context)
     listener(Event("plan", 0.3))
     trial = _preflight(recipe, vocabulary)
+    peak = _product_rate(recipe)
     listener(Event("plan", 1.0))
     tokens_per_step = recipe.train.batch * recipe.model.context
     seconds, steps = _length(recipe.budget, trial)
     count = sum(parameters.values())
     tokens = steps * tokens_per_step
+    rate = flops_per_token * tokens_per_step / trial.step_seconds
     binding, advice = _binding(recipe.budget, bits, tokens / count)
     return Plan(
         parameters=parameters,
@@ -117,13 +126,15 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
         bytes_cap=recipe.budget.bytes,
         flops_per_token=flops_per_token,
         total_flops=flops_per_token * tokens,
-        peak_memory_bytes=trial.held_bytes + trial.saved_bytes,
+        peak_memory_bytes=trial.peak_bytes,
+        state_bytes=trial.held_bytes,
         saved_activation_bytes=trial.saved_bytes,
         step_seconds=trial.step_seconds,
         first_step_seconds=trial.first_seconds,
         tokens_per_step=tokens_per_step,
         tokens_per_second=tokens_per_step / trial.step_seconds,
-        flops_per_second=flops_per_token * tokens_per_step / trial.step_seconds,
+        flops_per_second=rate,
+        mfu=rate / peak,
         steps=steps,
         tokens=tokens,
         tokens_per_parameter=tokens / count,
@@ -175,6 +186,7 @@ class _Trial:
     first_seconds: float
     saved_bytes: int
     held_bytes: int
+    peak_bytes: int
 
 
 class _RandomTokens(Batches):
@@ -210,12 +222,20 @@ def _preflight(recipe: Recipe, vocabulary: int) -> _Trial:
     with tempfile.TemporaryDirectory() as folder:
         budget = Budget(steps=_PREFLIGHT_STEPS, seconds=recipe.budget.seconds)
         batches = _RandomTokens(vocabulary, recipe.seed)
-        loop = Loop(model, batches, recipe.train, budget, recipe.seed, Path(folder), {})
+        loop = Loop(model, batches, recipe.train, budget, recipe.seed, Path(folder), {}, Meter(1.0, 0.0))
         with saved_tensors_hooks(note, lambda tensor: tensor):
             loop.run(watch)
         held = sum(tensor.nbytes for tensor in (*loop.optimizer.state().values(), *loop.average.state().values()))
     held += 2 * sum(parameter.nbytes for parameter in model.parameters())
-    return _Trial(statistics.median(took[1:]), took[0], sum(saved.values()), held)
+    peak = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else machine.peak_memory()
+    return _Trial(statistics.median(took[1:]), took[0], sum(saved.values()), held, peak)
+
+
+def _product_rate(recipe: Recipe) -> float:
+    """FLOP/s of a matrix product in the precision of training."""
+    device = machine.select(recipe.device)
+    half = recipe.train.precision.kind != "fp32" and machine.fast_bfloat16(device.type)
+    return gemm_ceiling(torch.bfloat16 if half else torch.float32, device, seconds=0.2)
 
 
 def _length(budget: Budget, trial: _Trial) -> tuple[float, int]:

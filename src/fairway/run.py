@@ -4,13 +4,8 @@
 its result already stands, so a run that was stopped goes on when the same command is given again.
 """
 
-import json
-import multiprocessing
-import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +13,26 @@ import torch
 import yaml
 from pydantic import Field
 
-from fairway import serve
-from fairway.compress.fit import compress_model
+from fairway.compress.fit import Fit, compress_model
 from fairway.compress.plan import CompressConfig
 from fairway.core import device as machine
 from fairway.core.budget import Budget, Ledger
 from fairway.core.config import Config, override, read_yaml
 from fairway.core.errors import ConfigError
-from fairway.core.log import Event, Listener
-from fairway.core.storage import locked, read_json, write_json, write_text
+from fairway.core.log import Event, Listener, silent
+from fairway.core.probe import gemm_ceiling
+from fairway.core.storage import MANIFEST, locked, write_json, write_text
 from fairway.data.batches import Batches
 from fairway.data.manifest import DataConfig, Manifest, prepare
 from fairway.evaluate.bpb import EvaluateConfig
+from fairway.evaluate.fresh import score_in_fresh_process
 from fairway.model.lm import LanguageModel, ModelConfig
+from fairway.serve.load import load
+from fairway.train.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint
 from fairway.train.loop import Loop, TrainConfig
+from fairway.train.meter import Meter
 from fairway.train.parts import Hook
+from fairway.train.validation import Validation
 
 
 class SampleConfig(Config):
@@ -116,62 +116,69 @@ class Run:
     def execute(self, listener: Listener) -> Summary:
         """All stages, each skipped where its result already stands."""
         with locked(self.folder, "start a run"):
-            machine.keep_freed_memory()
-            machine.use_threads()
-            manifest = self.prepare(listener)
-            with self.ledger.phase("load"):
-                loop = self.training(manifest)
-            with self.ledger.phase("train"):
-                weights = loop.run(listener)
-                loop.model.load_state_dict(weights, strict=False)
-            self.compress(loop.model, manifest, loop.clock.elapsed, listener)
+            self.train(listener)
+            self.compress(listener)
             score = self.evaluate(listener)
             self.write_sample(listener)
-            return self._summarise(loop, score)
+            return self._summarise(score)
 
     def prepare(self, listener: Listener) -> Manifest:
         """Text to checked token shards."""
         with self.ledger.phase("prepare"):
-            if (self.data / "manifest.json").exists():
+            if (self.data / MANIFEST).exists():
                 manifest = Manifest.read(self.data)
                 if manifest.fingerprint == self.recipe.data.fingerprint():
                     return manifest
             return prepare(self.recipe.data, self.data, lambda done, what: listener(Event("prepare", done, message=what)))
 
+    def train(self, listener: Listener) -> None:
+        """Shards to checkpoints, from the newest one on."""
+        machine.keep_freed_memory()
+        machine.use_threads()
+        manifest = self.prepare(listener)
+        with self.ledger.phase("load"):
+            loop = self.training(manifest)
+        with self.ledger.phase("train"):
+            loop.run(listener)
+
     def training(self, manifest: Manifest, hooks: Sequence[Hook] = ()) -> Loop:
         """The loop that trains this recipe's model on a manifest."""
         recipe = self.recipe
         model = recipe.model.build(manifest.tokenizer.vocabulary, recipe.seed, machine.select(recipe.device))
-        facts = {"recipe": recipe.fingerprint(), "data": manifest.hash, "threads": torch.get_num_threads()}
+        facts = {"recipe": recipe.fingerprint(), "data": manifest.fingerprint, "threads": torch.get_num_threads()}
+        bytes_per_token = manifest.train.bytes / manifest.train.tokens
+        meter = Meter(bytes_per_token, model.flops(recipe.model.context), _matrix_peak(model.device, recipe.train.precision.kind))
+        watching = Validation(manifest, meter, recipe.model.context, recipe.train.validation)
         batches = Batches(manifest, recipe.seed)
-        return Loop(model, batches, recipe.train, recipe.budget, recipe.seed, self.folder, facts, hooks)
+        return Loop(
+            model, batches, recipe.train, recipe.budget, recipe.seed, self.folder, facts, meter, (watching, *hooks)
+        )
 
-    def compress(self, model: LanguageModel, manifest: Manifest, seconds: float, listener: Listener) -> None:
-        """Trained weights to an artifact that fits the cap."""
+    def trained(self, listener: Listener) -> tuple[LanguageModel, Checkpoint]:
+        """The model with the weights to keep, averaged where the recipe averages, and the checkpoint they come from."""
+        checkpoint = latest_checkpoint(self.folder / CHECKPOINTS, listener)
+        if checkpoint is None:
+            raise ConfigError(f"{self.folder} holds no checkpoint; train first: fairway train {self.folder}")
+        model = self.recipe.model.skeleton(self.prepare(listener).tokenizer.vocabulary).to_empty(device="cpu")
+        model.load_state_dict({**checkpoint.groups["model"], **checkpoint.groups["average"]})
+        return model, checkpoint
+
+    def compress(self, listener: Listener) -> Fit:
+        """The trained weights to an artifact that fits the cap."""
+        manifest = self.prepare(listener)
         with self.ledger.phase("compress"):
-            notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(seconds, 3)}
+            model, checkpoint = self.trained(listener)
+            notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(checkpoint.facts["elapsed"], 3)}
+            tokenizer = manifest.tokenizer
             calibration = self._calibration(manifest)
-            fit = compress_model(
-                model,
-                manifest.tokenizer.kind,
-                manifest.tokenizer.save(),
-                self.recipe.compress,
-                self.recipe.budget.bytes,
-                self.artifact,
-                notes,
-                calibration,
-                listener,
-            )
-            write_json(self.folder / "fit.json", fit.plain())
+            config, cap = self.recipe.compress, self.recipe.budget.bytes
+            saved = tokenizer.save()
+            return compress_model(model, tokenizer.kind, saved, config, cap, self.artifact, notes, calibration, listener)
 
     def evaluate(self, listener: Listener) -> dict[str, Any]:
         """The artifact's score, by a fresh process that sees nothing but the artifact and the validation text."""
         with self.ledger.phase("evaluate"):
-            listener(Event("evaluate", message="Scoring the artifact in a fresh process."))
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                settings = json.dumps(self.recipe.evaluate.plain())
-                score = json.loads(pool.submit(_score, str(self.artifact), str(self.data), settings).result())
+            score = score_in_fresh_process(self.artifact, self.data, self.recipe.evaluate, listener)
             write_json(self.folder / "score.json", score)
             return score
 
@@ -179,37 +186,32 @@ class Run:
         """A text written by the artifact."""
         with self.ledger.phase("sample"):
             sample = self.recipe.sample
-            pieces = serve.load(self.artifact).generate(
-                sample.prompt, tokens=sample.tokens, temperature=sample.temperature, top_p=sample.top_p, seed=self.recipe.seed
-            )
+            settings = {"temperature": sample.temperature, "top_p": sample.top_p, "seed": self.recipe.seed}
+            pieces = load(self.artifact).generate(sample.prompt, tokens=sample.tokens, **settings)
             text = sample.prompt + "".join(pieces)
             write_text(self.folder / "sample.txt", text)
-            listener(Event("sample", 1.0, message=text))
+            listener(Event("sample", 1.0))
             return text
 
-    @cached_property
-    def _started(self) -> float:
-        return time.monotonic()
-
     def _calibration(self, manifest: Manifest) -> list[torch.Tensor]:
-        """Training text, never validation text, for quantisers that look at activations."""
+        """Training text, never validation text, for techniques that look at activations."""
         batches = Batches(manifest, self.recipe.seed)
-        context = self.recipe.model.context
-        return [batches.at(step, 16, context).tokens_BT[:, :-1] for step in range(8)]
+        sequences, context = self.recipe.compress.calibration_sequences, self.recipe.model.context
+        return list(batches.at(0, sequences, context).tokens_BT[:, :-1].split(16))
 
-    def _summarise(self, loop: Loop, score: dict[str, Any]) -> Summary:
-        context = self.recipe.model.context
+    def _summarise(self, score: dict[str, Any]) -> Summary:
+        model, checkpoint = self.trained(silent)
         summary = Summary(
             run=str(self.folder),
             artifact=str(self.artifact),
             bits_per_byte=score["bits_per_byte"],
             bytes=self.artifact.stat().st_size,
             bytes_cap=self.recipe.budget.bytes,
-            seconds_train=round(loop.clock.elapsed, 3),
+            seconds_train=round(checkpoint.facts["elapsed"], 3),
             seconds_total=round(self.ledger.total(), 3),
-            parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
-            steps=loop.step,
-            tokens=loop.step * self.recipe.train.batch * context,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            steps=checkpoint.step,
+            tokens=checkpoint.step * self.recipe.train.batch * self.recipe.model.context,
             peak_memory_bytes=machine.peak_memory(),
             fingerprint=self.recipe.fingerprint(),
         )
@@ -225,16 +227,14 @@ def differences(old: Config, new: Config) -> str:
     return ", ".join(f"{name} {before.get(name)} -> {after.get(name)}" for name in changed[:6])
 
 
+def _matrix_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s that matrix products reach in the precision of training."""
+    half = precision != "fp32" and machine.fast_bfloat16(device.type)
+    return gemm_ceiling(torch.bfloat16 if half else torch.float32, device, seconds=0.1)
+
+
 def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(path, value)]
     return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else key)]
 
-
-def _score(artifact: str, data: str, settings: str) -> str:
-    """Runs in the fresh process."""
-    from fairway.evaluate.bpb import evaluate_artifact
-
-    machine.keep_freed_memory()
-    machine.use_threads()
-    return json.dumps(evaluate_artifact(Path(artifact), Path(data), EvaluateConfig.read(json.loads(settings))))

@@ -99,8 +99,11 @@ def test_foreign_bytes_never_escape_as_another_error(kind: str, data: bytes) -> 
         assert str(error)
 
 
-@pytest.mark.parametrize("kind", ["ans", "range"])
-def test_a_wrong_count_of_symbols_is_noticed(kind: str) -> None:
-    data = coder(kind).encode(vectors()["gaussian"])
-    with pytest.raises(ArtifactError):
-        coder(kind).decode(data, 10_000)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [-10_000, -1, 1, 2, 7, 8, 100])
+def test_a_wrong_count_of_symbols_is_noticed(kind: str, error: int) -> None:
+    for name in ("gaussian", "rare", "skewed", "wide"):
+        symbols = vectors()[name]
+        data = coder(kind).encode(symbols)
+        with pytest.raises(ArtifactError):
+            coder(kind).decode(data, max(1, len(symbols) + error))

@@ -348,11 +348,11 @@ def test_every_optimizer_brings_a_regression_down(kind: str) -> None:
 
     def loss() -> Tensor:
         hidden = x @ model.tall.T @ model.wide.T + x @ model.square.T
-        return (hidden * model.gain * model.factor - x @ target).square().mean()
+        return (hidden + model.gain - x @ target).square().mean()
 
     start = loss().item()
-    for step in range(400):
+    for step in range(200):
         optimizer.zero_grad()
         loss().backward()
-        optimizer.step(1.0 - step / 400, step / 400)
+        optimizer.step(1.0 - step / 200, step / 200)
     assert loss().item() < 0.2 * start

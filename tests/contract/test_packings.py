@@ -54,7 +54,9 @@ def test_unknown_missing_and_absurd_settings_are_refused(kind: str) -> None:
         packing(kind).plan(packed.shape, {**packed.settings, "surprise": 1})
     for name in packed.settings:
         with pytest.raises(ArtifactError):
-            packing(kind).plan(packed.shape, {key: value for key, value in packed.settings.items() if key != name})
+            packing(kind).plan(
+                packed.shape, {key: value for key, value in packed.settings.items() if key != name}
+            )
         with pytest.raises(ArtifactError):
             packing(kind).plan(packed.shape, {**packed.settings, name: -(2**31)})
 

@@ -89,7 +89,9 @@ def check_ids(tokenizer: Tokenizer, texts: Iterable[bytes]) -> None:
         ids = tokenizer.encode(text)
         assert ids.dtype == tokenizer.dtype
         assert ids.ndim == 1
-        assert all(0 <= id < tokenizer.vocabulary and id != tokenizer.boundary for id in ids.tolist())
+        assert all(
+            0 <= token < tokenizer.vocabulary and token != tokenizer.boundary for token in ids.tolist()
+        )
 
 
 def check_boundary_has_no_bytes(tokenizer: Tokenizer) -> None:
@@ -113,11 +115,11 @@ def check_encode_all(tokenizer: Tokenizer, texts: list[bytes]) -> None:
 
 
 def check_foreign_ids(tokenizer: Tokenizer) -> None:
-    for id in (-1, tokenizer.vocabulary, 1 << 40):
+    for token in (-1, tokenizer.vocabulary, 1 << 40):
         with pytest.raises(TokenizerError):
-            tokenizer.decode([id])
+            tokenizer.decode([token])
         with pytest.raises(TokenizerError):
-            tokenizer.piece(id)
+            tokenizer.piece(token)
 
 
 def check_any_ids_decode(tokenizer: Tokenizer) -> None:
@@ -159,13 +161,17 @@ def test_training_twice_gives_the_same_tokenizer(kind: str, made: dict[str, Toke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_million_bytes_of_one_kind_take_less_than_two_seconds(kind: str, made: dict[str, Tokenizer]) -> None:
+def test_a_million_bytes_of_one_kind_take_less_than_two_seconds(
+    kind: str, made: dict[str, Tokenizer]
+) -> None:
     check_long_runs(made[kind], 2.0)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sentencepiece"])
 @settings(max_examples=150)
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace"))))
+@given(
+    st.one_of(st.binary(max_size=200), st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace")))
+)
 def test_any_bytes_come_back(kind: str, made: dict[str, Tokenizer], data: bytes) -> None:
     assert made[kind].lossless
     check_round_trip(made[kind], [data])
@@ -226,20 +232,20 @@ class Faulty(Tokenizer):
         return found[::-1] if self.fault == "other order" else found
 
     def decode(self, ids: Any) -> bytes:
-        ids = [int(id) for id in ids]
-        if self.fault != "takes foreign ids" and not all(0 <= id <= 256 for id in ids):
+        ids = [int(token) for token in ids]
+        if self.fault != "takes foreign ids" and not all(0 <= token <= 256 for token in ids):
             raise TokenizerError("foreign")
         mark = b"|" if self.fault == "boundary bytes" else b""
-        return b"".join(mark if id == 256 else bytes([id % 256]) for id in ids)
+        return b"".join(mark if token == 256 else bytes([token % 256]) for token in ids)
 
-    def piece(self, id: int) -> bytes:
-        return self.decode([id])
+    def piece(self, token: int) -> bytes:
+        return self.decode([token])
 
     def save(self) -> bytes:
         return os.urandom(4) if self.fault == "saves noise" else b""
 
     @classmethod
-    def load(cls, data: bytes) -> "Faulty":
+    def load(cls, data: bytes) -> "Faulty":  # noqa: ARG003
         return cls("")
 
 

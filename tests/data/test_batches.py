@@ -84,7 +84,9 @@ def test_going_on_at_any_step_gives_the_list_that_an_unbroken_run_gives() -> Non
 
 
 def test_another_seed_gives_another_order() -> None:
-    assert batches(3000, 0).at(0, 8, 16).tokens_BT.tolist() != batches(3000, 1).at(0, 8, 16).tokens_BT.tolist()
+    assert (
+        batches(3000, 0).at(0, 8, 16).tokens_BT.tolist() != batches(3000, 1).at(0, 8, 16).tokens_BT.tolist()
+    )
 
 
 def test_starts_mark_the_boundaries() -> None:
@@ -97,9 +99,9 @@ def test_starts_mark_the_boundaries() -> None:
 @pytest.mark.parametrize("count", [17, 18, 31, 32, 33])
 def test_a_text_of_hardly_one_window_still_works(count: int) -> None:
     made = batches(count)
-    rows = [made.at(step, 2, 16).tokens_BT for step in range(40)]
+    rows = [made.at(step, 2, 16).tokens_BT for step in range(200)]
     assert all((row - row[:, :1] == torch.arange(17)).all() for row in rows)
-    assert {row[0, 0].item() for row in rows} >= set(range(min(16, count - 16)))
+    assert {row[0, 0].item() for row in rows} >= set(range(count - 16))
 
 
 def test_a_text_shorter_than_one_window_is_refused() -> None:

@@ -28,7 +28,9 @@ def corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:
 
 def config(path: Path, **settings: Any) -> DataConfig:
     tokenizer = {"kind": "bpe", "vocabulary": 300}
-    return DataConfig.read({"source": {"kind": "text", "path": str(path)}, "tokenizer": tokenizer, **settings})
+    return DataConfig.read(
+        {"source": {"kind": "text", "path": str(path)}, "tokenizer": tokenizer, **settings}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def test_the_tokens_spell_the_documents_each_behind_its_boundary(prepared: Manif
             for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)
         ]
         index = prepared.index(split)
-        assert [hashlib.sha256(text).digest()[:16] for text in texts] == [bytes(row) for row in index["digest"]]
+        assert [hashlib.sha256(text).digest()[:16] for text in texts] == [
+            bytes(row) for row in index["digest"]
+        ]
         assert [len(text) for text in texts] == index["bytes"].tolist()
         assert not seen & set(texts)
         seen |= set(texts)
@@ -100,7 +104,7 @@ def test_the_tokenizer_sees_training_text_only(tmp_path: Path) -> None:
         (tmp_path / "text" / chr(byte)).write_bytes(bytes([byte]) * 300)
     settings = {"validation_fraction": 0.4}
     manifest = prepare(config(tmp_path / "text", **settings), tmp_path / "data")
-    pieces = b"".join(manifest.tokenizer.piece(id) for id in range(257, manifest.tokenizer.vocabulary))
+    pieces = b"".join(manifest.tokenizer.piece(token) for token in range(257, manifest.tokenizer.vocabulary))
     held = {text[0] for text in manifest.validation_documents()}
     assert held
     assert not held & set(pieces)
@@ -210,7 +214,7 @@ def test_every_flipped_bit_is_found_and_the_file_named(prepared: Manifest, tmp_p
 
 def resealed(folder: Path, change: Any) -> None:
     manifest = json.loads((folder / storage.MANIFEST).read_text())
-    del manifest["files"]
+    del manifest["files"], manifest[storage.DIGEST]
     change(manifest)
     storage.seal(folder, manifest)
 
@@ -225,7 +229,10 @@ def resealed(folder: Path, change: Any) -> None:
         (lambda record: record.update(surplus=1), "surplus"),
         (lambda record: record.pop("train"), "train"),
         (lambda record: record.update(version=9), "version"),
-        (lambda record: record["train"].update(shards=["../train-00000.tokens"]), "not in the manifest's list"),
+        (
+            lambda record: record["train"].update(shards=["../train-00000.tokens"]),
+            "not in the manifest's list",
+        ),
         (lambda record: record["tokenizer_record"].update(sha256="0" * 64), "not the tokenizer"),
     ],
 )
@@ -244,7 +251,7 @@ def test_a_training_document_smuggled_into_validation_is_found(prepared: Manifes
     rows = prepared.index("validation").copy()
     rows["digest"][0] = prepared.index("train")["digest"][0]
     (folder / "validation.index").write_bytes(rows.tobytes())
-    resealed(folder, lambda record: None)
+    resealed(folder, lambda _: None)
     with pytest.raises(DataError, match="belongs to the other split"):
         Manifest.read(folder)
 
@@ -254,7 +261,7 @@ def test_validation_text_that_is_not_what_was_hashed_is_refused(prepared: Manife
     shutil.copytree(prepared.folder, folder)
     data = (folder / "validation.bin").read_bytes()
     (folder / "validation.bin").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    resealed(folder, lambda record: None)
+    resealed(folder, lambda _: None)
     with pytest.raises(DataError, match="does not match its digest"):
         Manifest.read(folder).validation_documents()
 

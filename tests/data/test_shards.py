@@ -57,7 +57,9 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_place(tmp_path: Path) 
         (2, 500, 1, b"FWYSHARE"),
     ],
 )
-def test_a_header_that_lies_is_refused(itemsize: int, count: int, version: int, magic: bytes, tmp_path: Path) -> None:
+def test_a_header_that_lies_is_refused(
+    itemsize: int, count: int, version: int, magic: bytes, tmp_path: Path
+) -> None:
     path, _ = written(tmp_path)
     path.write_bytes(HEADER.pack(magic, version, itemsize, count, 1000) + path.read_bytes()[32:])
     with pytest.raises(DataError, match=r"a\.tokens"):
@@ -91,6 +93,6 @@ def test_a_stream_reads_across_shards_like_one_vector(sizes: list[int], draw: ra
 def test_a_long_stream_is_cut_into_shards_without_losing_a_token(tmp_path: Path) -> None:
     parts = [np.full(n, n, TWO) for n in (3, 40, 1, 60, 7, 50)]
     names = write_shards(tmp_path, "train", iter(parts), TWO, 100, size=50)
-    assert names == ["train-00000.tokens", "train-00001.tokens", "train-00002.tokens"]
+    assert names == ["train-00000.tokens", "train-00001.tokens"]
     found = np.concatenate([open_shard(tmp_path / name, 100) for name in names])
     assert found.tolist() == np.concatenate(parts).tolist()

@@ -153,7 +153,7 @@ def test_initial_values_of_mamba_and_rwkv4_are_the_published_ones() -> None:
     for layer in range(4):
         rwkv: Any = Rwkv4Config().build(WIDTH, Site(layer, 4))
         initialise(rwkv, 0)
-        theirs = model.blocks[layer].attention
+        theirs: Any = model.blocks[layer].attention
         torch.testing.assert_close(rwkv.w_raw_D, theirs.time_decay, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(rwkv.share_key_D, theirs.time_mix_key.flatten())
         torch.testing.assert_close(rwkv.share_value_D, theirs.time_mix_value.flatten())

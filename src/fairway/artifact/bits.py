@@ -1,7 +1,7 @@
 """Bit strings: fixed-width fields, Elias gamma and Rice codes, most significant bit first.
 
-Rice code of n with parameter k: n >> k in unary, then the k low bits (Rice & Plaunt 1971). Elias gamma of n >= 1: as many zeros as n has
-bits after its first, then n (Elias 1975).
+Rice code of n with parameter k: n >> k in unary, then the k low bits (Rice & Plaunt 1971). Elias gamma of n
+>= 1: as many zeros as n has bits after its first, then n (Elias 1975).
 """
 
 from collections.abc import Iterable, Sequence

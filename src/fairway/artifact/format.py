@@ -1,8 +1,9 @@
 """The artifact: one file that holds everything needed to predict text.
 
-Layout: 4 magic bytes, 1 byte version, 4 bytes header length (little-endian), the header (see `header.py`), the compressed
-tokenizer, the coded streams one after another, and the SHA-256 of all before it. Reading checks the digest first, then turns the
-header into a plan, checks the plan against the file, and only then allocates. Nothing in it is executed.
+Layout: 4 magic bytes, 1 byte version, 4 bytes header length (little-endian), the header (see `header.py`),
+the compressed tokenizer, the coded streams one after another, and the SHA-256 of all before it. Reading
+checks the digest first, then turns the header into a plan, checks the plan against the file, and only then
+allocates. Nothing in it is executed.
 """
 
 import hashlib
@@ -112,7 +113,9 @@ def _groups(contents: Contents) -> list[tuple[tuple[Member, ...], Histogram]]:
     for members in families.values():
         histograms = [Histogram.of(contents.tensors[name].arrays[key]) for name, key in members]
         for group in grouped(histograms):
-            groups.append((tuple(members[index] for index in group), total([histograms[index] for index in group])))
+            groups.append(
+                (tuple(members[index] for index in group), total([histograms[index] for index in group]))
+            )
     return groups
 
 
@@ -160,7 +163,9 @@ def read_plan(data: bytes) -> tuple[Plan, int]:
         "It is damaged or cut short: its SHA-256 checksum does not match its content.",
     )
     version = data[len(MAGIC)]
-    refuse_unless(version == VERSION, f"It has format version {version}; this Fairway reads version {VERSION}.")
+    refuse_unless(
+        version == VERSION, f"It has format version {version}; this Fairway reads version {VERSION}."
+    )
     length = int.from_bytes(data[_FRAME - 4 : _FRAME], "little")
     body = len(data) - _FRAME - _DIGEST - length
     refuse_unless(body >= 0, f"Its header claims {length:,} bytes; the file has {len(data):,}.")
@@ -217,7 +222,9 @@ def _pieces(symbols: Integers, plan: Plan, stream: int) -> Iterator[Integers]:
 
 
 def _squeezed(data: bytes) -> tuple[str, bytes]:
-    refuse_unless(len(data) <= LARGEST_TOKENIZER, f"The tokenizer has {len(data):,} bytes; 16 MiB is the most.")
+    refuse_unless(
+        len(data) <= LARGEST_TOKENIZER, f"The tokenizer has {len(data):,} bytes; 16 MiB is the most."
+    )
     forms = {
         "stored": data,
         "zlib": zlib.compress(data, 9, -15),
@@ -242,5 +249,8 @@ def _unsqueezed(method: str, data: bytes, size: int) -> bytes:
             raise ArtifactError(f'The tokenizer is compressed by "{method}", which is unknown here.')
     except (zlib.error, lzma.LZMAError, EOFError) as error:
         raise ArtifactError(f"The tokenizer cannot be decompressed: {error}.") from None
-    refuse_unless(whole and len(found) == size, f"The tokenizer does not have the {size} bytes that the header declares.")
+    refuse_unless(
+        whole and len(found) == size,
+        f"The tokenizer does not have the {size} bytes that the header declares.",
+    )
     return found

@@ -1,7 +1,8 @@
-"""The artifact's header: canonical JSON, deflated with a fixed dictionary, parsed into a checked plan before anything is allocated.
+"""The artifact's header: canonical JSON, deflated with a fixed dictionary, parsed into a checked plan
+before anything is allocated.
 
-Canonical means: ASCII, sorted keys, no spaces, finite numbers, and equal to what this module would write for the same values;
-so duplicate keys and odd spellings of numbers are refused.
+Canonical means: ASCII, sorted keys, no spaces, finite numbers, and equal to what this module would write
+for the same values; so duplicate keys and odd spellings of numbers are refused.
 """
 
 import json
@@ -76,7 +77,8 @@ class Plan:
         """The header as JSON-able values."""
         tokenizer = [self.tokenizer_kind, self.tokenizer_method, self.tokenizer_bytes, self.tokenizer_decoded]
         tensors = [
-            [entry.name, entry.kind, list(entry.shape), entry.settings, list(entry.streams)] for entry in self.entries
+            [entry.name, entry.kind, list(entry.shape), entry.settings, list(entry.streams)]
+            for entry in self.entries
         ]
         return {
             "coder": self.coder,
@@ -99,13 +101,17 @@ class Plan:
 
 def canonical(value: Any) -> bytes:
     """The one JSON text of plain values; raises `ValueError` where a number is not finite."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode("ascii")
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    ).encode("ascii")
 
 
 def deflate(plan: Plan) -> bytes:
     """The header's bytes; raises `ArtifactError` where it is too large."""
     text = canonical(plan.plain())
-    refuse_unless(len(text) <= LARGEST_HEADER, f"The header takes {len(text)} bytes; at most {LARGEST_HEADER} may be.")
+    refuse_unless(
+        len(text) <= LARGEST_HEADER, f"The header takes {len(text)} bytes; at most {LARGEST_HEADER} may be."
+    )
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
     return squeezer.compress(text) + squeezer.flush()
 
@@ -156,16 +162,25 @@ def _depth(value: Any) -> int:
 
 
 def _read_plan(header: dict[str, Any]) -> Plan:
-    refuse_unless(set(header) == _KEYS, f"The header has the keys {sorted(header)!r:.200}; {sorted(_KEYS)} belong there.")
+    refuse_unless(
+        set(header) == _KEYS,
+        f"The header has the keys {sorted(header)!r:.200}; {sorted(_KEYS)} belong there.",
+    )
     for key in ("model", "notes"):
         refuse_unless(isinstance(header[key], dict), f'"{key}" in the header is not an object.')
     tokenizer = header["tokenizer"]
-    refuse_unless(isinstance(tokenizer, list) and len(tokenizer) == 4, '"tokenizer" in the header is not a list of four.')
+    refuse_unless(
+        isinstance(tokenizer, list) and len(tokenizer) == 4,
+        '"tokenizer" in the header is not a list of four.',
+    )
     kind, method, size, decoded = tokenizer
     streams, tensors = header["streams"], header["tensors"]
     refuse_unless(isinstance(streams, list), '"streams" in the header is not a list.')
     refuse_unless(isinstance(tensors, list), '"tensors" in the header is not a list.')
-    refuse_unless(len(tensors) <= MOST_TENSORS, f"The header lists {len(tensors)} tensors; at most {MOST_TENSORS} may be.")
+    refuse_unless(
+        len(tensors) <= MOST_TENSORS,
+        f"The header lists {len(tensors)} tensors; at most {MOST_TENSORS} may be.",
+    )
     lengths = tuple(_integer(length, 0, 2**40, "The length of a stream") for length in streams)
     entries = tuple(_read_entry(tensor, len(lengths)) for tensor in tensors)
     names = {entry.name for entry in entries}
@@ -187,19 +202,32 @@ def _read_plan(header: dict[str, Any]) -> Plan:
 
 
 def _read_entry(tensor: Any, streams: int) -> Entry:
-    refuse_unless(isinstance(tensor, list) and len(tensor) == 5, "A tensor in the header is not a list of five.")
+    refuse_unless(
+        isinstance(tensor, list) and len(tensor) == 5, "A tensor in the header is not a list of five."
+    )
     name, kind, shape, settings, where = tensor
     name = _word(name, "A tensor's name")
-    refuse_unless(isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS, f"The shape of {name} is not a short list.")
+    refuse_unless(
+        isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS, f"The shape of {name} is not a short list."
+    )
     dimensions = tuple(_integer(size, 1, 2**31 - 1, f"A dimension of {name}") for size in shape)
-    refuse_unless(prod(dimensions) < 2**31, f"{name} has {prod(dimensions):,} numbers; fewer than 2^31 may be.")
-    refuse_unless(isinstance(settings, dict) and len(settings) <= 16, f"The settings of {name} are not a small object.")
-    numbers = {key: _integer(value, -(2**31), 2**31, f'"{key[:20]}" of {name}') for key, value in settings.items()}
+    refuse_unless(
+        prod(dimensions) < 2**31, f"{name} has {prod(dimensions):,} numbers; fewer than 2^31 may be."
+    )
+    refuse_unless(
+        isinstance(settings, dict) and len(settings) <= 16, f"The settings of {name} are not a small object."
+    )
+    numbers = {
+        key: _integer(value, -(2**31), 2**31, f'"{key[:20]}" of {name}') for key, value in settings.items()
+    }
     refuse_unless(isinstance(where, list), f"The streams of {name} are not a list.")
     places = tuple(_integer(place, 0, streams - 1, f"A stream of {name}") for place in where)
     kind = _word(kind, f"The packing of {name}")
     counts = _planned(name, kind, dimensions, numbers)
-    refuse_unless(len(places) == len(counts), f"{name} names {len(places)} streams; its packing has {len(counts)} arrays.")
+    refuse_unless(
+        len(places) == len(counts),
+        f"{name} names {len(places)} streams; its packing has {len(counts)} arrays.",
+    )
     return Entry(name, kind, dimensions, numbers, places, counts)
 
 

@@ -1,7 +1,8 @@
 """The contracts of the artifact's slots: how a tensor becomes integers, and how integers become bytes.
 
-A packing turns one tensor into named vectors of integers and back; a coder turns a vector of integers into bytes and
-back. Both halves of either stand in one file, so reading an artifact needs nothing that writes one.
+A packing turns one tensor into named vectors of integers and back; a coder turns a vector of integers into
+bytes and back. Both halves of either stand in one file, so reading an artifact needs nothing that writes
+one.
 """
 
 from abc import ABC, abstractmethod
@@ -118,7 +119,9 @@ def rows_of(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _technique(slot: Slot, kind: str, base: type[Any]) -> Any:
     if kind not in slot.kinds():
-        raise ArtifactError(f'This file needs the {slot.package.rpartition(".")[2]} "{kind}", which is unknown here.')
+        raise ArtifactError(
+            f'This file needs the {slot.package.rpartition(".")[2]} "{kind}", which is unknown here.'
+        )
     config = slot.config(kind)
     assert issubclass(config, base)
     return config.model_validate({"kind": kind})

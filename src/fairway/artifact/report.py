@@ -52,7 +52,9 @@ def report(data: bytes) -> Report:
     plan, _ = read_plan(data)
     contents = read_bytes(data)
     entropies = {
-        (name, key): Histogram.of(array) for name, packed in contents.tensors.items() for key, array in packed.arrays.items()
+        (name, key): Histogram.of(array)
+        for name, packed in contents.tensors.items()
+        for key, array in packed.arrays.items()
     }
     shares: dict[str, float] = dict.fromkeys(contents.tensors, 0.0)
     for stream, length in enumerate(plan.streams):
@@ -63,7 +65,9 @@ def report(data: bytes) -> Report:
             if place == stream
         ]
         bits = _cross_entropies([entropies[member] for member in members])
-        for (name, _), share in zip(members, bits / bits.sum() if bits.sum() else bits + 1 / len(bits), strict=True):
+        for (name, _), share in zip(
+            members, bits / bits.sum() if bits.sum() else bits + 1 / len(bits), strict=True
+        ):
             shares[name] += length * float(share)
     tensors = []
     for name, packed in contents.tensors.items():
@@ -81,4 +85,6 @@ def _cross_entropies(histograms: list[Histogram]) -> np.ndarray:
     """Bits of each vector under the frequencies of all together."""
     whole = total(histograms)
     logarithms = -np.log2(whole.counts / max(1, whole.counts.sum()))
-    return np.array([own.counts @ logarithms[np.searchsorted(whole.values, own.values)] for own in histograms])
+    return np.array(
+        [own.counts @ logarithms[np.searchsorted(whole.values, own.values)] for own in histograms]
+    )

@@ -1,7 +1,8 @@
 """Which vectors of integers share a frequency table, and so a coded stream.
 
-Vectors that look alike are cheaper together, because a table and a coder's state are paid once; those that differ are cheaper
-apart. Vectors are put in the order of their entropy and neighbours are joined as long as the estimated total falls.
+Vectors that look alike are cheaper together, because a table and a coder's state are paid once; those that
+differ are cheaper apart. Vectors are put in the order of their entropy and neighbours are joined as long as
+the estimated total falls.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ class _Group:
 
 def grouped(histograms: Sequence[Histogram]) -> list[tuple[int, ...]]:
     """Indices of the vectors of each stream, in rising order; every vector in exactly one stream."""
-    groups = [_Group((index,), histogram, estimated_bits(histogram)) for index, histogram in enumerate(histograms)]
+    groups = [
+        _Group((index,), histogram, estimated_bits(histogram)) for index, histogram in enumerate(histograms)
+    ]
     groups.sort(key=lambda group: group.bits / max(1, int(group.histogram.counts.sum())))
     joins = [_join(left, right) for left, right in zip(groups, groups[1:], strict=False)]
     while joins:
@@ -40,7 +43,11 @@ def grouped(histograms: Sequence[Histogram]) -> list[tuple[int, ...]]:
 
 def estimated_bits(histogram: Histogram) -> float:
     """Bits of a stream of its own: entropy, table and framing; not exact, only good for comparing."""
-    return histogram.entropy() + _BITS_OF_A_SYMBOL_IN_A_TABLE * min(len(histogram.values), 512) + _BITS_OF_A_STREAM
+    return (
+        histogram.entropy()
+        + _BITS_OF_A_SYMBOL_IN_A_TABLE * min(len(histogram.values), 512)
+        + _BITS_OF_A_STREAM
+    )
 
 
 def _join(left: _Group, right: _Group) -> _Group:

@@ -1,8 +1,9 @@
 """A frequency table that is small to store: which symbols occur, and the logarithms of their frequencies.
 
-A symbol is the part of an integer above its `shift` low bits; those are stored as they are, which keeps the table of a wide
-alphabet short. Frequencies are rounded to a grid of `resolution` steps per octave: at 8 steps this costs 0.0005 bit a symbol.
-Levels are stored as first or second differences in Rice code, whichever is shorter.
+A symbol is the part of an integer above its `shift` low bits; those are stored as they are, which keeps the
+table of a wide alphabet short. Frequencies are rounded to a grid of `resolution` steps per octave: at 8
+steps this costs 0.0005 bit a symbol. Levels are stored as first or second differences in Rice code,
+whichever is shorter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,15 +76,21 @@ def read_alphabet(reader: BitReader) -> tuple[tuple[int, ...], int]:
     """What `write_alphabet` wrote, checked."""
     shift = reader.fixed(5)
     count = reader.gamma() - 1
-    refuse_unless(count <= LARGEST_ALPHABET, f"A table lists {count} symbols; at most {LARGEST_ALPHABET} may be.")
-    refuse_unless(shift <= LARGEST_SHIFT, f"A table leaves {shift} low bits out; at most {LARGEST_SHIFT} may be.")
+    refuse_unless(
+        count <= LARGEST_ALPHABET, f"A table lists {count} symbols; at most {LARGEST_ALPHABET} may be."
+    )
+    refuse_unless(
+        shift <= LARGEST_SHIFT, f"A table leaves {shift} low bits out; at most {LARGEST_SHIFT} may be."
+    )
     if not count:
         return (), shift
     first = unzigzag([reader.gamma() - 1])[0]
     gaps = reader.rice(count - 1, reader.fixed(4)) if reader.fixed(1) else [0] * (count - 1)
     symbols = tuple(np.cumsum([first, *(gap + 1 for gap in gaps)]).tolist())
     largest = (2**31 - 1) >> shift
-    refuse_unless(-largest - 1 <= symbols[0] and symbols[-1] <= largest, "A table lists symbols beyond 32 bits.")
+    refuse_unless(
+        -largest - 1 <= symbols[0] and symbols[-1] <= largest, "A table lists symbols beyond 32 bits."
+    )
     return symbols, shift
 
 
@@ -123,13 +130,17 @@ class Histogram:
         if high - low > max(1 << 16, 4 * symbols.size):
             values, counts = np.unique(symbols, return_counts=True)
             return Histogram(values.astype(np.int64), counts.astype(np.int64))
-        counts = np.bincount((symbols.astype(np.int64) if high - low > 2**30 else symbols - np.int32(low)).reshape(-1))
+        counts = np.bincount(
+            (symbols.astype(np.int64) if high - low > 2**30 else symbols - np.int32(low)).reshape(-1)
+        )
         present = np.flatnonzero(counts)
         return Histogram(present + low, counts[present])
 
     def __add__(self, other: "Histogram") -> "Histogram":
         values, place = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)
-        counts = np.bincount(place, np.concatenate((self.counts, other.counts)).astype(np.float64), len(values))
+        counts = np.bincount(
+            place, np.concatenate((self.counts, other.counts)).astype(np.float64), len(values)
+        )
         return Histogram(values, counts.astype(np.int64))
 
     def entropy(self) -> float:

@@ -22,12 +22,15 @@ def train(
     from fairway.cli.console.ending import can_resume_by
     from fairway.cli.console.progress import progress
     from fairway.cli.console.target import open_run
+    from fairway.core.storage import read_journal
 
     job = open_run(target, overrides, size, time, folder)
     can_resume_by(f"fairway train {job.folder}")
     with progress() as listener:
-        loop = job.train(listener)
-    facts = {"run": job.folder, "steps": loop.step, "seconds_train": loop.clock.elapsed}
+        job.train(listener)
+    last = read_journal(job.folder / "metrics.jsonl")[-1]
+    names = {"step": "steps", "elapsed": "seconds_train", "train/bpb": "train/bpb", "val/bpb": "val/bpb"}
+    facts = {"run": job.folder, **{title: last[name] for name, title in names.items() if name in last}}
     if json:
         output.print_json(facts)
         return

@@ -1,9 +1,11 @@
-"""What the linear maps of a model see on real text, layer by layer, each behind the compressed layers before it.
+"""What the linear maps of a model see on real text, layer by layer, each behind the compressed layers
+before it.
 
-All calibration sequences run through the model in one forward. When it reaches a linear map, the statistics of its input are
-complete, the map is treated on the spot, and the forward goes on with the treated weight: so every map is fitted to the inputs
-it will really see, for any way of composing layers. A weight that is used several times (shared or looped layers, experts
-called in pieces) gets the sum over all its uses: it is treated after a forward of its own, and the maps behind it in another.
+All calibration sequences run through the model in one forward. When it reaches a linear map, the statistics
+of its input are complete, the map is treated on the spot, and the forward goes on with the treated weight:
+so every map is fitted to the inputs it will really see, for any way of composing layers. A weight that is
+used several times (shared or looped layers, experts called in pieces) gets the sum over all its uses: it is
+treated after a forward of its own, and the maps behind it in another.
 
 Shape key: B batch, T time, N tokens of all uses, C inputs of a map.
 """
@@ -75,7 +77,6 @@ def linear_weights(model: LanguageModel) -> dict[Linear, str]:
 class _Sum:
     """Accumulates x x^T in float64 over pieces summed in float32."""
 
-
     def __init__(self) -> None:
         self.gram_CC: Tensor | None = None
         self.tokens = 0
@@ -122,7 +123,9 @@ def _pass(
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
-    return left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.stride() == right.stride()
+    return (
+        left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.stride() == right.stride()
+    )
 
 
 def _uses(model: LanguageModel, calibration: Sequence[Tensor]) -> dict[str, int]:
@@ -154,7 +157,9 @@ def _watched(model: LanguageModel, see: Callable[[str, Tensor], None]) -> Iterat
 
 def _forward(model: LanguageModel, calibration: Sequence[Tensor]) -> None:
     if not calibration:
-        raise ConfigError("This kind of compression looks at activations, but no calibration text was given to it.")
+        raise ConfigError(
+            "This kind of compression looks at activations, but no calibration text was given to it."
+        )
     training = model.training
     model.eval()
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """From a trained model to a file within [0.995, 1] of a cap, at the finest step that fits.
 
-The size falls by about one bit per quantised weight for each unit of strength, so a few real attempts (quantise, code, measure) find
-the step; every size that counts is that of a real file. A model that fits at the finest step worth storing is left smaller than the cap.
+The size falls by about one bit per quantised weight for each unit of strength, so a few real attempts
+(quantise, code, measure) find the step; every size that counts is that of a real file. A model that fits at
+the finest step worth storing is left smaller than the cap.
 """
 
 import copy
@@ -83,7 +84,13 @@ def compress_model(
     def attempt(strength: float) -> _Attempt:
         tensors = quantized(source, quantizer, strength, config, kept, texts, listener)
         contents = Contents(
-            model.config.plain(), model.vocabulary, tokenizer_kind, tokenizer_bytes, tensors, notes, config.coder.kind
+            model.config.plain(),
+            model.vocabulary,
+            tokenizer_kind,
+            tokenizer_bytes,
+            tensors,
+            notes,
+            config.coder.kind,
         )
         return _Attempt(strength, estimated_bytes(contents), encode(contents))
 
@@ -144,7 +151,13 @@ def search(
     while count < _MOST_ATTEMPTS:
         current = attempt(strength)
         count += 1
-        listener(Event("quantise", None, {"strength": strength, "bytes": current.size, "predicted": current.predicted}))
+        listener(
+            Event(
+                "quantise",
+                None,
+                {"strength": strength, "bytes": current.size, "predicted": current.predicted},
+            )
+        )
         if current.size <= cap:
             fits = current if fits is None or current.size >= fits.size else fits
             if current.size >= _LOW_ENOUGH * cap or strength <= finest or _close(fits, over, cap):
@@ -164,7 +177,13 @@ def search(
 
 
 def _next(
-    current: _Attempt, fits: _Attempt | None, over: _Attempt | None, cap: int, slope: float, finest: float, coarsest: float
+    current: _Attempt,
+    fits: _Attempt | None,
+    over: _Attempt | None,
+    cap: int,
+    slope: float,
+    finest: float,
+    coarsest: float,
 ) -> float:
     """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim."""
     goal = _AIM * cap

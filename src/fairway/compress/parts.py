@@ -100,7 +100,11 @@ class PrunerConfig(Technique):
 
 def removed(weight_RC: Tensor, kept_RC: Tensor | None) -> Tensor:
     """The weight with removed entries zero."""
-    return weight_RC if kept_RC is None else torch.where(kept_RC, weight_RC, torch.zeros((), dtype=weight_RC.dtype))
+    return (
+        weight_RC
+        if kept_RC is None
+        else torch.where(kept_RC, weight_RC, torch.zeros((), dtype=weight_RC.dtype))
+    )
 
 
 def deviations(weight_RC: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The size of an artifact before there is one, and the step that just fits a cap.
 
-Codes of Gaussian weights rounded to multiples of `2^strength` deviations have the entropy of a Gaussian cut into bins; for fine steps
-that is `2.047 - strength` bits (half the logarithm of 2 pi e, less that of the step). The rest is counted: a step for every row,
-16 bits for every number that is not quantised, the tokenizer, the header.
+Codes of Gaussian weights rounded to multiples of `2^strength` deviations have the entropy of a Gaussian cut
+into bins; for fine steps that is `2.047 - strength` bits (half the logarithm of 2 pi e, less that of the
+step). The rest is counted: a step for every row, 16 bits for every number that is not quantised, the
+tokenizer, the header.
 """
 
 import math
@@ -22,7 +23,11 @@ _STREAM = 40
 
 
 def predict_bytes(
-    model: ModelConfig, vocabulary: int, tokenizer_bytes: int, strength: float, config: CompressConfig | None = None
+    model: ModelConfig,
+    vocabulary: int,
+    tokenizer_bytes: int,
+    strength: float,
+    config: CompressConfig | None = None,
 ) -> int:
     """Bytes of the artifact of a model yet to be trained, if its weights will be Gaussian and quantised at `strength`."""
     config = config or CompressConfig()
@@ -76,7 +81,9 @@ def is_quantized(role: Role, shape: tuple[int, ...]) -> bool:
     return role in QUANTIZED and len(shape) >= 2
 
 
-def _quantized(shapes: Iterable[tuple[Role, tuple[int, ...]]], strength: float, embedding_finer: float) -> float:
+def _quantized(
+    shapes: Iterable[tuple[Role, tuple[int, ...]]], strength: float, embedding_finer: float
+) -> float:
     total = 0.0
     for role, shape in shapes:
         if is_quantized(role, shape):

@@ -63,12 +63,12 @@ class Batches:
             raise DataError(
                 f"The text has {len(self._stream)} tokens; a context of {context} needs {context + 1}."
             )
-        # One window fewer than would fit leaves room for the epoch's offset.
+        # One window fewer than would fit leaves room for the epoch's offset, which reaches to the end.
         return max(1, (len(self._stream) - context) // context)
 
     def _window_starts(self, first: int, rows: int, context: int) -> list[int]:
         windows = self._windows(context)
-        offsets = min(context, len(self._stream) - windows * context)
+        offsets = len(self._stream) - windows * context
         place = first + np.arange(rows)
         starts = np.empty(rows, np.int64)
         for epoch in np.unique(place // windows).tolist():

@@ -137,11 +137,6 @@ def as_words(pattern: re.Pattern[bytes], documents: Iterable[bytes]) -> Iterator
             yield " ".join(word.decode("latin-1").translate(_TO_ALPHABET) for word in words)
 
 
-def from_alphabet(text: str) -> bytes:
-    """The bytes that a string of `ALPHABET` stands for."""
-    return bytes(ord(letter) - 0x100 for letter in text)
-
-
 def join_pieces(table: list[bytes], ids: Iterable[int] | np.ndarray) -> bytes:
     """The bytes of a sequence of ids; raises `TokenizerError` naming the first id outside the table."""
     ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]

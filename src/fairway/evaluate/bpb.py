@@ -48,7 +48,7 @@ from fairway.serve.window import Batch, Policy
 
 Precision = Literal["fp32", "fp64", "bf16"]
 
-_TOLERANCES = {
+TOLERANCES = {
     "fp64": Tolerance(same_shape=1e-9, largest=1e-8, mean=1e-9),
     "fp32": Tolerance(same_shape=1e-3, largest=1e-2, mean=1e-4),
     "bf16": Tolerance(same_shape=0.2, largest=1.0, mean=2e-2),
@@ -108,13 +108,10 @@ def evaluate(
 
     `facts` is what the manifest of the data and the log of the run say: see `gates.facts_of`.
     """
-    artifact = artifact_is_the_one(model, facts)
-    refuse_failures([artifact])
+    gate = artifact_gate(model, facts)
     predictor = predictor_of(model, config.precision)
     policy = config.policy(model.context)
-    return judge(
-        predictor, model.tokenizer, documents, policy, config, facts=facts, listener=listener, model=model, before=(artifact,)
-    )
+    return judge(predictor, model.tokenizer, documents, policy, config, facts=facts, listener=listener, before=gate)
 
 
 def judge(
@@ -126,27 +123,20 @@ def judge(
     *,
     facts: Facts = NO_FACTS,
     listener: Listener = silent,
-    model: Model | None = None,
-    before: Sequence[GateResult] = (),
+    before: "ArtifactGate | None" = None,
 ) -> Score:
     """The score of any predictor, behind the same gates as an artifact."""
     start = time.monotonic()
-    texts = sample(documents, config.max_bytes)
-    if not sum(map(len, texts)):
-        raise EvaluationError(f"There is nothing to score: {len(texts)} documents of 0 bytes were given.")
-    tokens = tokenizer.encode_all(texts)
-    gates = [*before, *text_gates(tokenizer, texts, tokens, facts, complete=len(texts) == len(documents))]
-    refuse_failures(gates)
-    sequences = sequences_of(tokens, tokenizer.boundary, config.documents)
-    normalisation, watch = Normalisation(), _Watch(listener, sum(len(sequence) - 1 for sequence in sequences))
+    text = prepared(tokenizer, documents, config, facts, before)
+    normalisation, watch = Normalisation(), _Watch(listener, sum(len(sequence) - 1 for sequence in text.sequences))
 
     def observe(part: Batch, log_p_BTV: Tensor) -> None:
         normalisation.observe(part, log_p_BTV)
         watch.tick(part)
 
-    tally = score_sequences(predictor, sequences, policy, config.batch, observe)
-    tolerance = _TOLERANCES[config.precision]
-    gates += [coverage(tally, tokenizer, texts), normalisation.result()]
+    tally = score_sequences(predictor, text.sequences, policy, config.batch, observe)
+    tolerance = TOLERANCES[config.precision]
+    gates = [*text.gates, coverage(tally, tokenizer, text.texts), normalisation.result()]
     refuse_failures(gates)
     gates += [
         causality(predictor, tally, policy, config.probes, tolerance),
@@ -156,8 +146,8 @@ def judge(
     return Score(
         nats=tally.total(),
         tokens=tally.tokens,
-        bytes=sum(map(len, texts)),
-        documents=len(texts),
+        bytes=sum(map(len, text.texts)),
+        documents=len(text.texts),
         mode=mode_name(policy),
         window=policy.length,
         stride=policy.stride,
@@ -165,8 +155,48 @@ def judge(
         seconds=time.monotonic() - start,
         precision=config.precision,
         documents_mode=config.documents,
-        artifact=model.sha256 if model is not None else "",
+        artifact=text.artifact,
     )
+
+
+@dataclass(frozen=True)
+class ArtifactGate:
+    """The verdict on an artifact, and its SHA-256."""
+
+    result: GateResult
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Text ready to be scored: whole documents, their token sequences, and the gates passed so far."""
+
+    texts: list[bytes]
+    sequences: list[np.ndarray]
+    gates: list[GateResult]
+    artifact: str
+
+
+def artifact_gate(model: Model, facts: Facts) -> ArtifactGate:
+    """The artifact's verdict; raises `EvaluationError` where it fails."""
+    result = artifact_is_the_one(model, facts)
+    refuse_failures([result])
+    return ArtifactGate(result, model.sha256)
+
+
+def prepared(
+    tokenizer: Tokenizer, documents: Sequence[bytes], config: EvaluateConfig, facts: Facts, before: ArtifactGate | None
+) -> Prepared:
+    """The text behind the gates that need no prediction; raises `EvaluationError` where one fails."""
+    texts = sample(documents, config.max_bytes)
+    if not sum(map(len, texts)):
+        raise EvaluationError(f"There is nothing to score: {len(texts)} documents of 0 bytes were given.")
+    tokens = tokenizer.encode_all(texts)
+    gates = [before.result] if before is not None else []
+    gates += text_gates(tokenizer, texts, tokens, facts, complete=len(texts) == len(documents))
+    refuse_failures(gates)
+    sequences = sequences_of(tokens, tokenizer.boundary, config.documents)
+    return Prepared(texts, sequences, gates, before.sha256 if before is not None else "")
 
 
 def predictor_of(model: Model, precision: Precision) -> NetworkPredictor:

@@ -198,21 +198,28 @@ class Normalisation:
 
 def causality(predictor: Predictor, tally: Tally, policy: Policy, probes: int, tolerance: Tolerance) -> GateResult:
     """What was scored is what the bare prefix predicts, and other tokens behind a position leave its prediction alone."""
-    name = "causality"
     random = numpy_generator(0, "causality", tally.tokens)
-    gains = [_gain_over_prefix(predictor, tally, policy, place) for place in _places(tally, policy, probes, random)]
-    mean, largest = float(np.mean(gains)), float(np.max(np.abs(gains)))
-    if not (mean <= tolerance.mean and largest <= tolerance.largest):
-        return GateResult(
-            name,
-            False,
-            f"At {len(gains)} positions the score is {mean:.2g} nats a token better (at most {largest:.2g} off) than what "
-            "the prefix alone predicts: something behind a position, or beside its row, was seen.",
-        )
+    places = _places(tally, policy, probes, random)
+    verdict = causality_verdict([gain_over_prefix(predictor, tally, policy, place) for place in places], tolerance)
+    if not verdict.passed:
+        return verdict
     moved = _moved_by_the_future(predictor, tally, policy, random)
     if not moved <= tolerance.same_shape:
-        return GateResult(name, False, f"Changing later tokens moves an earlier log-probability by {moved:.2g}.")
-    return GateResult(name, True, f"{len(gains)} lone prefixes agree within {largest:.1e} nats; later tokens move {moved:.1e}.")
+        return GateResult("causality", False, f"Changing later tokens moves an earlier log-probability by {moved:.2g}.")
+    return GateResult("causality", True, f"{verdict.detail} Later tokens move earlier predictions by {moved:.1e}.")
+
+
+def causality_verdict(gains: Sequence[float], tolerance: Tolerance) -> GateResult:
+    """Whether recorded scores agree with those from lone prefixes; `gains` are the differences in nats."""
+    mean, largest = float(np.mean(gains)), float(np.max(np.abs(gains)))
+    if mean <= tolerance.mean and largest <= tolerance.largest:
+        return GateResult("causality", True, f"{len(gains)} lone prefixes agree within {largest:.1e} nats.")
+    return GateResult(
+        "causality",
+        False,
+        f"At {len(gains)} positions the score is {mean:.2g} nats a token better (at most {largest:.2g} off) than what "
+        "the prefix alone predicts: something behind a position, or beside its row, was seen.",
+    )
 
 
 def one_pass(predictor: Predictor, tally: Tally, policy: Policy, batch: int, tolerance: Tolerance) -> GateResult:
@@ -272,7 +279,7 @@ def _places(tally: Tally, policy: Policy, probes: int, random: np.random.Generat
     return places
 
 
-def _gain_over_prefix(predictor: Predictor, tally: Tally, policy: Policy, place: tuple[int, int]) -> float:
+def gain_over_prefix(predictor: Predictor, tally: Tally, policy: Policy, place: tuple[int, int]) -> float:
     """Nats by which the recorded score of a target is better than the prediction from its prefix alone."""
     sequence, target = place
     window = policy.window(target)
@@ -291,5 +298,5 @@ def _moved_by_the_future(predictor: Predictor, tally: Tally, policy: Policy, ran
     after_BT = torch.arange(time) > cut_B[:, None]
     before = predictor.predict(part.inputs_BT, 0)
     after = predictor.predict(torch.where(after_BT, other_BT, part.inputs_BT), 0)
-    moved_BT = (after - before).abs().amax(-1).cpu()
+    moved_BT = torch.where(after == before, 0.0, (after - before).abs()).amax(-1).cpu()
     return float(moved_BT.masked_fill(after_BT, 0.0).max())

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fairway.core import storage
-from fairway.core.device import use_threads
 from fairway.core.errors import EvaluationError, FairwayError
 from fairway.core.log import Event, Listener, silent
 from fairway.evaluate.bpb import EvaluateConfig, Score, sample
@@ -114,7 +115,8 @@ def prove(
 
 
 def _in_a_fresh_process(verb: str, *arguments: Path | str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "fairway.evaluate.proof", verb, *map(str, arguments)]
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-m", "fairway.evaluate.proof", threads, verb, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -153,8 +155,8 @@ def _decompress(artifact: str, source: str, target: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """One half of a proof; prints its figures as JSON."""
-    use_threads()
-    verb, *rest = arguments
+    threads, verb, *rest = arguments
+    torch.set_num_threads(int(threads))
     try:
         print(json.dumps(_compress(*rest) if verb == "compress" else _decompress(*rest)))  # pyrefly: ignore[bad-argument-type]
     except FairwayError as error:

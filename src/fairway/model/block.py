@@ -23,6 +23,7 @@ from fairway.model.parts import (
     MixerConfig,
     Norm,
     NormConfig,
+    Part,
     Role,
     Site,
     State,
@@ -53,6 +54,25 @@ class BlockConfig(Config):
         return self
 
 
+class Gain(Part):
+    """One learned factor per feature."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.gain_D = nn.Parameter(torch.empty(width))
+
+    def roles(self) -> dict[str, Role]:
+        return {"gain_D": Role.VECTOR}
+
+    def init_weights(self, generator: torch.Generator) -> None:  # noqa: ARG002
+        self.gain_D.fill_(self.start)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """The input times the gain."""
+        return x_BTD * self.gain_D.to(x_BTD.dtype)
+
+
 class Block(Stateful):
     """`forward(x_BTD, state, context) -> (x_BTD, state, aux)`."""
 
@@ -76,25 +96,15 @@ class Block(Stateful):
         self.mixer_after = norm.build(width, "mixer") if sandwich else None
         self.ffn_after = norm.build(width, "ffn") if sandwich else None
         learned = config.learned_scale
-        self.mixer_scale_D = nn.Parameter(torch.empty(width)) if learned else None
-        self.ffn_scale_D = nn.Parameter(torch.empty(width)) if learned else None
+        self.mixer_scale = Gain(width, config.residual_scale) if learned else None
+        self.ffn_scale = Gain(width, config.residual_scale) if learned else None
         self.entering = 1 / math.sqrt(site.layer + 1) if config.depth_scale else 1.0
         self.carried = (2 * site.layers) ** 0.25 if config.placement == "deepnorm" else 1.0
 
-    def roles(self) -> dict[str, Role]:
-        return {name: Role.VECTOR for name, _ in self.named_parameters(recurse=False)}
-
-    def init_weights(self, generator: torch.Generator) -> None:  # noqa: ARG002
-        for scale_D in (self.mixer_scale_D, self.ffn_scale_D):
-            if scale_D is not None:
-                scale_D.fill_(self.config.residual_scale)
-
     def take_all_of(self, owner: "Block") -> None:
-        """Uses every part and parameter of another block; what depends on the layer stays its own."""
-        for name in owner._modules:
-            self._modules[name] = owner._modules[name]
-        for name in owner._parameters:
-            self._parameters[name] = owner._parameters[name]
+        """Uses every part of another block; what depends on the layer stays its own."""
+        for name, part in owner.named_children():
+            setattr(self, name, part)
 
     def run_in_parallel(self) -> None:
         """From now on mixer and feed-forward read the same input."""
@@ -113,10 +123,10 @@ class Block(Stateful):
     ) -> tuple[Tensor, State, Aux]:
         before_mixer, before_ffn = split_state(state, (self.mixer, self.ffn))
         y_BTD, after_mixer = self.mixer(self._entry(x_BTD, self.mixer_norm), before_mixer, context)
-        mixed_BTD = self._exit(x_BTD, y_BTD, self.mixer_norm, self.mixer_after, self.mixer_scale_D)
+        mixed_BTD = self._exit(x_BTD, y_BTD, self.mixer_norm, self.mixer_after, self.mixer_scale)
         enters_BTD = self._entry(x_BTD if self.parallel else mixed_BTD, self.ffn_norm)
         y_BTD, after_ffn, aux = self.ffn(enters_BTD, before_ffn, context)
-        x_BTD = self._exit(mixed_BTD, y_BTD, self.ffn_norm, self.ffn_after, self.ffn_scale_D)
+        x_BTD = self._exit(mixed_BTD, y_BTD, self.ffn_norm, self.ffn_after, self.ffn_scale)
         return x_BTD, joined((after_mixer, after_ffn)), aux.under("ffn")
 
     def _entry(self, x_BTD: Tensor, norm: Norm) -> Tensor:
@@ -126,13 +136,13 @@ class Block(Stateful):
         return x_BTD if self.entering == 1.0 else x_BTD * self.entering
 
     def _exit(
-        self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm, after: Norm | None, scale_D: Tensor | None
+        self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm, after: Norm | None, scale: "Gain | None"
     ) -> Tensor:
         """The stream with a branch's output in it."""
         if after is not None:
             y_BTD = after(y_BTD)
-        if scale_D is not None:
-            y_BTD = y_BTD * scale_D.to(y_BTD.dtype)
+        if scale is not None:
+            y_BTD = scale(y_BTD)
         elif self.config.residual_scale != 1.0:
             y_BTD = y_BTD * self.config.residual_scale
         if self.config.placement == "deepnorm":

@@ -4,6 +4,7 @@ Carried states and products of decays lose meaning in half precision; only the o
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,7 +25,9 @@ def full_precision(op: Callable[P, tuple[Tensor, S]]) -> Callable[P, tuple[Tenso
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> tuple[Tensor, S]:
         first = args[0]
         assert isinstance(first, Tensor)
-        with torch.autocast(first.device.type, enabled=False):
+        kind = first.device.type
+        off = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with off:
             wide_args: Any = [_widened(value) for value in args]
             wide_kwargs: Any = {name: _widened(value) for name, value in kwargs.items()}
             output, state = op(*wide_args, **wide_kwargs)

@@ -6,7 +6,7 @@ singular values of 1: after five steps they lie in [0.68, 1.14] for inputs above
 
 Polynomials of `A` are symmetric and commute with `A`. So a period of several steps can run on the small
 square alone, and touch `X` once to form `A` and once to apply the product: with `P = a I + b A + c A A`,
-`Q = P Q` and `A = P A P` for each step, then `X = Q X`. Multiples of the identity are kept apart, as numbers.
+`Q = P Q` and `A = P A P` for each step, then `X = Q X`.
 Squaring the singular values buries small ones under rounding, and what is buried may turn negative and
 explode; in bfloat16 five steps in one period do. A first period of three steps (two where the first steps
 are steep) and later ones of two are as exact as one step at a time; long matrices use them.
@@ -76,10 +76,7 @@ def orthogonalise(
     assert sum(periods) == len(steps)
     start = 0
     for period in periods:
-        a_NSS = torch.bmm(x_NRC, x_NRC.mT) if rows <= columns else torch.bmm(x_NRC.mT, x_NRC)
-        identity, m_NSS = _product(a_NSS, steps[start : start + period])
-        left, right = (m_NSS, x_NRC) if rows <= columns else (x_NRC, m_NSS)
-        x_NRC = torch.baddbmm(x_NRC, left, right, beta=identity)
+        x_NRC = _advance(x_NRC, steps[start : start + period])
         start += period
     return x_NRC
 
@@ -91,15 +88,26 @@ def long_periods(steps: Sequence[Coefficients]) -> tuple[int, ...]:
     return (first, *(2,) * pairs, *(1,) * single)
 
 
-def _product(a_NSS: Tensor, steps: Sequence[Coefficients]) -> tuple[float, Tensor]:
-    """`(q, M)` such that `q I + M` takes a matrix of Gram matrix `a_NSS` through all steps."""
-    q, m_NSS = 1.0, None
+def _advance(x_NRC: Tensor, steps: Sequence[Coefficients]) -> Tensor:
+    lying = x_NRC.shape[-2] <= x_NRC.shape[-1]
+    a_NSS = torch.bmm(x_NRC, x_NRC.mT) if lying else torch.bmm(x_NRC.mT, x_NRC)
+    if len(steps) == 1:
+        ((a, b, c),) = steps
+        p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS, beta=b, alpha=c)
+        left, right = (p_NSS, x_NRC) if lying else (x_NRC, p_NSS)
+        return torch.baddbmm(x_NRC, left, right, beta=a)
+    q_NSS = _product(a_NSS, steps)
+    return torch.bmm(q_NSS, x_NRC) if lying else torch.bmm(x_NRC, q_NSS)
+
+
+def _product(a_NSS: Tensor, steps: Sequence[Coefficients]) -> Tensor:
+    """The matrix that takes a matrix of Gram matrix `a_NSS` through all steps."""
+    q_NSS: Tensor | None = None
     for index, (a, b, c) in enumerate(steps):
         p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS, beta=b, alpha=c)
+        p_NSS.diagonal(dim1=-2, dim2=-1).add_(a)
         if index < len(steps) - 1:
-            half_NSS = torch.baddbmm(a_NSS, p_NSS, a_NSS, beta=a)
-            a_NSS = torch.baddbmm(half_NSS, half_NSS, p_NSS, beta=a)
-        m_NSS = p_NSS if m_NSS is None else torch.baddbmm(q * p_NSS, p_NSS, m_NSS).add_(m_NSS, alpha=a)
-        q *= a
-    assert m_NSS is not None
-    return q, m_NSS
+            a_NSS = torch.bmm(torch.bmm(p_NSS, a_NSS), p_NSS)
+        q_NSS = p_NSS if q_NSS is None else torch.bmm(p_NSS, q_NSS)
+    assert q_NSS is not None
+    return q_NSS

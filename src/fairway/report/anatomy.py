@@ -60,7 +60,7 @@ def anatomy(path: Path) -> Anatomy:
     account = report(Path(path).read_bytes())
     parts = _parts(contents)
     tensors = tuple(_facts(tensor, parts.get(tensor.name, "other")) for tensor in account.tensors)
-    groups: dict[str, float] = {"header and checksum": account.header, "tokenizer": account.tokenizer}
+    groups: dict[str, float] = {"header, checksum": account.header, "tokenizer": account.tokenizer}
     for tensor in tensors:
         groups[tensor.part] = groups.get(tensor.part, 0.0) + tensor.bytes
     parameters = sum(prod(tensor.shape) for tensor in tensors)

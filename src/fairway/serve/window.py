@@ -70,16 +70,23 @@ def batches(sequences: Sequence[np.ndarray], policy: Policy, batch: int) -> Iter
 
     A sequence is its inputs and, last, its final target: n + 1 tokens hold n targets.
     """
+    rows = [(index, window) for index, tokens in enumerate(sequences) for window in policy.windows(len(tokens) - 1)]
+    return packed(rows, sequences, policy, batch)
+
+
+def packed(
+    windows: Sequence[tuple[int, Window]], sequences: Sequence[np.ndarray], policy: Policy, batch: int
+) -> Iterator[Batch]:
+    """The given windows, each with the index of its sequence, in batches; the longest come first."""
     groups: dict[tuple[int, int], list[tuple[int, Window]]] = {}
-    for index, sequence in enumerate(sequences):
-        for window in policy.windows(len(sequence) - 1):
-            length = min(-(-(window.stop - window.start) // _BUCKET) * _BUCKET, policy.length)
-            groups.setdefault((length, window.first - window.start), []).append((index, window))
-    for (length, first), rows in sorted(groups.items(), reverse=True):
+    for index, window in windows:
+        length = min(-(-(window.stop - window.start) // _BUCKET) * _BUCKET, policy.length)
+        groups.setdefault((length, window.first - window.start), []).append((index, window))
+    for (_, first), rows in sorted(groups.items(), reverse=True):
         for begin in range(0, len(rows), batch):
             part = tuple(rows[begin : begin + batch])
             longest = max(window.stop - window.start for _, window in part)
-            inputs = np.zeros((len(part), min(longest, length)), np.int64)
+            inputs = np.zeros((len(part), longest), np.int64)
             for row, (index, window) in enumerate(part):
                 inputs[row, : window.stop - window.start] = sequences[index][window.start : window.stop]
             yield Batch(torch.from_numpy(inputs), first, part)

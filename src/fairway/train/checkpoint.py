@@ -16,6 +16,7 @@ from fairway.core.errors import CheckpointError, StorageError
 from fairway.core.log import Event, Listener
 from fairway.core.storage import MANIFEST, fault_point, free_bytes, remove_folder, replace_folder, unseal, write_bytes
 
+CHECKPOINTS = "checkpoints"
 KEPT = 2
 
 Groups = Mapping[str, Mapping[str, Tensor]]

@@ -27,10 +27,12 @@ from fairway.model.lm import LanguageModel
 from fairway.model.parts import after_step
 from fairway.optim.parts import OptimizerConfig, ScheduleConfig
 from fairway.train.average import Average, AverageConfig
-from fairway.train.checkpoint import latest_checkpoint, save_checkpoint
+from fairway.train.checkpoint import CHECKPOINTS, latest_checkpoint, save_checkpoint
 from fairway.train.clock import Clock
+from fairway.train.meter import Meter
 from fairway.train.numerics import PrecisionConfig, RecomputeConfig
 from fairway.train.parts import Hook, global_norm
+from fairway.train.validation import ValidationConfig
 
 
 class TrainConfig(Config):
@@ -53,6 +55,7 @@ class TrainConfig(Config):
         default="none", validate_default=True
     )
     loss: NextTokenConfig = NextTokenConfig()
+    validation: ValidationConfig = ValidationConfig()
     average: AverageConfig = AverageConfig()
     clip: float = Field(default=1.0, gt=0)
     """Largest Euclidean norm of all gradients together."""
@@ -78,10 +81,11 @@ class Loop:
         seed: int,
         folder: Path,
         facts: dict[str, Any],
+        meter: Meter,
         hooks: Sequence[Hook] = (),
     ) -> None:
         self.model, self.batches, self.config, self.hooks = model, batches, config, hooks
-        self.seed, self.folder, self.facts = seed, folder, facts
+        self.seed, self.folder, self.facts, self.meter = seed, folder, facts, meter
         config.recompute.apply(model)
         self.precision = config.precision.build(model, model.device)
         self.optimizer = config.optimizer.build(model)
@@ -155,6 +159,7 @@ class Loop:
         self._count_skip(finite)
         seconds = self.clock.tick()
         tokens = batch.tokens_BT[:, 1:].numel()
+        figures |= self.meter.figures(loss, tokens, seconds)
         timing = {"step": self.step, "elapsed": self.clock.elapsed, "step_seconds": seconds, "tokens": tokens}
         fault_point("loop.stepped")
         scalars = {name: float(value) for name, value in statistics.items() if value.numel() == 1}
@@ -222,11 +227,11 @@ class Loop:
             **{f"hook{index}": hook.state() for index, hook in enumerate(self.hooks)},
         }
         counts = {"elapsed": self.clock.elapsed, "skipped": self.skipped, "finished": finished}
-        save_checkpoint(self.folder / "checkpoints", self.step, groups, {**self.facts, **counts})
+        save_checkpoint(self.folder / CHECKPOINTS, self.step, groups, {**self.facts, **counts})
 
     def _resume(self, journal: Journal, listener: Listener) -> bool:
         """Goes on from the newest checkpoint; returns whether it ended a finished run."""
-        checkpoint = latest_checkpoint(self.folder / "checkpoints", listener)
+        checkpoint = latest_checkpoint(self.folder / CHECKPOINTS, listener)
         if checkpoint is None:
             journal.keep(lambda record: False)
             return False

@@ -17,7 +17,9 @@ from fairway.data.words import FIRST_PIECE, splitter
 TEXT = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_bytes()
 
 
-def brute_force_merges(documents: list[bytes], vocabulary: int, digits: str, spaces: str) -> list[tuple[int, int]]:
+def brute_force_merges(
+    documents: list[bytes], vocabulary: int, digits: str, spaces: str
+) -> list[tuple[int, int]]:
     """Counts every pair of every word anew before each merge, as the definition says."""
     pattern = splitter(digits, spaces)  # pyrefly: ignore
     counts = Counter(word for document in documents for word in pattern.findall(document))
@@ -59,7 +61,7 @@ def applied(ids: list[int], pair: tuple[int, int], made: int) -> list[int]:
 def brute_force_word(tokenizer: BpeTokenizer, word: bytes) -> list[int]:
     """Applies the merges one after another in the order they were learned, each wherever it fits."""
     ids = list(word)
-    table = {piece: id for id, piece in enumerate(tokenizer.table) if piece}
+    table = {piece: token for token, piece in enumerate(tokenizer.table) if piece}
     for left, right in tokenizer.merges:
         ids = applied(ids, (left, right), table[tokenizer.table[left] + tokenizer.table[right]])
     return ids

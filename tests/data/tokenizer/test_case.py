@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from fairway.data.tokenizer.case import CAPITAL, ESCAPE, UPPER, Config, lowered, restored
 
 TRICKY = st.lists(
-    st.sampled_from([b"A", b"B", b"a", b"b", b" ", b"  ", b"1", b"\xc3\x84", CAPITAL, UPPER, ESCAPE, b"\n", b"Ab", b"ABC"]),
+    st.sampled_from(
+        [b"A", b"B", b"a", b"b", b" ", b"  ", b"1", b"\xc3\x84", CAPITAL, UPPER, ESCAPE, b"\n", b"Ab", b"ABC"]
+    ),
     max_size=24,
 ).map(b"".join)
 

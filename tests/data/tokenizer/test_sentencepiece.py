@@ -26,7 +26,13 @@ def model(**settings: Any) -> bytes:
 KEEPING = model(normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False)
 COMMON = model()
 CONTEST = model(
-    normalization_rule_name="nmt_nfkc", add_dummy_prefix=False, split_digits=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3
+    normalization_rule_name="nmt_nfkc",
+    add_dummy_prefix=False,
+    split_digits=True,
+    pad_id=0,
+    bos_id=1,
+    eos_id=2,
+    unk_id=3,
 )
 
 

@@ -1,7 +1,7 @@
 """The unigram cut against the enumeration of all cuts."""
 
 import sysconfig
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ def cheapest(tokenizer: UnigramTokenizer, word: bytes) -> tuple[int, int]:
     for count in range(len(word)):
         for places in combinations(range(1, len(word)), count):
             bounds = [0, *places, len(word)]
-            parts = [word[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            parts = [word[a:b] for a, b in pairwise(bounds)]
             if all(part in ids for part in parts):
                 found.append((sum(tokenizer.costs[ids[part]] for part in parts), len(parts)))
     return min(found)
@@ -32,8 +32,8 @@ def cheapest(tokenizer: UnigramTokenizer, word: bytes) -> tuple[int, int]:
 def test_the_cut_is_the_cheapest_of_all_cuts(text: str) -> None:
     word = text.encode()
     ids = SMALL.word_ids(word)
-    cost = sum(SMALL.costs[id if id < 256 else id - 1] for id in ids)
-    assert b"".join(SMALL.table[id] for id in ids) == word
+    cost = sum(SMALL.costs[token if token < 256 else token - 1] for token in ids)
+    assert b"".join(SMALL.table[token] for token in ids) == word
     assert (cost, len(ids)) == cheapest(SMALL, word)
 
 

@@ -1,7 +1,8 @@
 """Asymmetric numeral systems: last in, first out, within bytes of the entropy.
 
-Encoding symbol s with frequency f_s of total M maps the state x to `M floor(x / f_s) + c_s + x mod f_s`; decoding inverts it. The
-frequencies come from a short table in front. Duda 2009 (arXiv:0902.0271); the state machine is that of the `constriction` library.
+Encoding symbol s with frequency f_s of total M maps the state x to `M floor(x / f_s) + c_s + x mod f_s`;
+decoding inverts it. The frequencies come from a short table in front. Duda 2009 (arXiv:0902.0271); the
+state machine is that of the `constriction` library.
 """
 
 import constriction
@@ -14,6 +15,9 @@ from fairway.core.errors import ArtifactError
 
 SOURCE = Source("Duda", 2009, "arXiv:0902.0271")
 
+_END = np.array([0xA5, 0xA5], np.int32)
+_OCTET = constriction.stream.model.Uniform(256)
+
 
 class Config(CoderConfig):
     """Asymmetric numeral systems; takes no settings."""
@@ -23,7 +27,7 @@ class Config(CoderConfig):
 
 
 class Ans(Coder):
-    """Table, state words without their trailing zeros, low bits."""
+    """Table, state words without their trailing zeros, low bits. An end mark betrays a wrong count."""
 
     def encode(self, symbols: Integers) -> bytes:
         table, _ = fit_table(Histogram.of(symbols))
@@ -31,6 +35,7 @@ class Ans(Coder):
         words = b""
         if len(table.symbols) > 1:
             stack = constriction.stream.stack.AnsCoder()
+            stack.encode_reverse(_END, _OCTET)
             stack.encode_reverse(places, _model(table.probabilities()))
             words = stack.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
         return table.serialise() + words + low
@@ -55,11 +60,12 @@ def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
     try:
         stack = constriction.stream.stack.AnsCoder(padded)
         places = stack.decode(_model(probabilities), count)
+        whole = np.array_equal(stack.decode(_OCTET, 2), _END) and stack.is_empty()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
         raise ArtifactError(f"A coded stream cannot be decoded: {error}") from None
-    refuse_unless(stack.is_empty(), "A coded stream is longer or shorter than the symbols it should hold.")
+    refuse_unless(whole, "A coded stream is longer or shorter than the symbols it should hold.")
     return places
 
 

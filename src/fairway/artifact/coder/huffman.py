@@ -1,8 +1,8 @@
 """Canonical Huffman codes: whole bits for each symbol, the best such code for given frequencies.
 
-The two rarest subtrees are merged until one is left; only the lengths are stored, and codes are handed out in the order of length,
-then symbol. Codes longer than 16 bits are avoided by halving frequencies until none is left. Huffman 1952; as used by Deep
-Compression (Han et al. 2016, arXiv:1510.00149).
+The two rarest subtrees are merged until one is left; only the lengths are stored, and codes are handed out
+in the order of length, then symbol. Codes longer than 16 bits are avoided by halving frequencies until none
+is left. Huffman 1952; as used by Deep Compression (Han et al. 2016, arXiv:1510.00149).
 """
 
 import heapq
@@ -42,7 +42,7 @@ class Config(CoderConfig):
 
 
 class Huffman(Coder):
-    """Alphabet and code lengths, codes, low bits."""
+    """Alphabet and code lengths, codes, a bit that marks the end, low bits."""
 
     def encode(self, symbols: Integers) -> bytes:
         histogram = Histogram.of(symbols)
@@ -116,7 +116,7 @@ def _coded(places: Integers, lengths: Sequence[int]) -> bytes:
     owner = np.repeat(np.arange(len(places)), width)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(width) - width, width)
     bits = (code[owner] >> (width[owner] - 1 - place).astype(np.uint32)) & 1
-    return np.packbits(bits.astype(np.uint8)).tobytes()
+    return np.packbits(np.append(bits, 1).astype(np.uint8)).tobytes()
 
 
 def _decoded(data: bytes, lengths: Sequence[int], count: int) -> Integers:
@@ -133,7 +133,11 @@ def _decoded(data: bytes, lengths: Sequence[int], count: int) -> Integers:
         refuse_unless(position < limit, "A coded stream ends before its last symbol.")
         starts[index] = position
         position += steps[position]
-    refuse_unless(-(-position // 8) == len(data), "A coded stream holds more or less than its symbols.")
+    end = np.unpackbits(np.frombuffer(data[position // 8 :], np.uint8))[position % 8 :]
+    refuse_unless(
+        end.size > 0 and end[0] == 1 and end.size <= 8 and end.sum() == 1,
+        "A coded stream holds more or less than its symbols.",
+    )
     whole = np.frombuffer(data + bytes(4), np.uint8).astype(np.uint32)
     octet, inside = starts >> 3, (starts & 7).astype(np.uint32)
     three = whole[octet] << 16 | whole[octet + 1] << 8 | whole[octet + 2]

@@ -1,7 +1,8 @@
 """Range coding: first in, first out, within bytes of the entropy.
 
-The interval [low, low + range) is narrowed to the part `c_s / M .. (c_s + f_s) / M` of symbol s, and digits that no longer change are
-written out. The frequencies come from a short table in front. Martin 1979; by the `constriction` library.
+The interval [low, low + range) is narrowed to the part `c_s / M .. (c_s + f_s) / M` of symbol s, and digits
+that no longer change are written out. The frequencies come from a short table in front. Martin 1979; by the
+`constriction` library.
 """
 
 import constriction
@@ -14,6 +15,9 @@ from fairway.core.errors import ArtifactError
 
 SOURCE = Source("Martin", 1979, "Video & Data Recording Conference, Southampton")
 
+_END = np.array([0xA5, 0xA5], np.int32)
+_OCTET = constriction.stream.model.Uniform(256)
+
 
 class Config(CoderConfig):
     """Range coding; takes no settings."""
@@ -23,7 +27,7 @@ class Config(CoderConfig):
 
 
 class Range(Coder):
-    """Table, words of the range coder, low bits."""
+    """Table, words of the range coder, low bits. An end mark betrays a wrong count."""
 
     def encode(self, symbols: Integers) -> bytes:
         table, _ = fit_table(Histogram.of(symbols))
@@ -32,6 +36,7 @@ class Range(Coder):
         if len(table.symbols) > 1:
             queue = constriction.stream.queue.RangeEncoder()
             queue.encode(places, _model(table.probabilities()))
+            queue.encode(_END, _OCTET)
             words = queue.get_compressed().astype("<u4").tobytes()
         return table.serialise() + words + low
 
@@ -54,11 +59,12 @@ def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
     try:
         queue = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
         places = queue.decode(_model(probabilities), count)
+        whole = np.array_equal(queue.decode(_OCTET, 2), _END) and queue.maybe_exhausted()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
         raise ArtifactError(f"A coded stream cannot be decoded: {error}") from None
-    refuse_unless(queue.maybe_exhausted(), "A coded stream holds more than its symbols.")
+    refuse_unless(whole, "A coded stream is longer or shorter than the symbols it should hold.")
     return places
 
 

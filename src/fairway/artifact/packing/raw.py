@@ -1,7 +1,7 @@
 """Floating-point numbers as they are, in 16 or 32 bits.
 
-Each number's bytes go to one array per byte place, so that exponents, which repeat, are coded apart from mantissas. Formats:
-IEEE 754 binary16 and binary32, and bfloat16.
+Each number's bytes go to one array per byte place, so that exponents, which repeat, are coded apart from
+mantissas. Formats: IEEE 754 binary16 and binary32, and bfloat16.
 """
 
 from collections.abc import Mapping

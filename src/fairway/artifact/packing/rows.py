@@ -1,7 +1,8 @@
 """Integers times one step per row.
 
-`W_rc = step_r q_rc`, `step_r = 2^((base + steps_r) / resolution)`. Steps lie on a logarithmic grid, because a step may be
-off by some per cent without loss, and a few bits per row then suffice. Rows are all leading dimensions together.
+`W_rc = step_r q_rc`, `step_r = 2^((base + steps_r) / resolution)`. Steps lie on a logarithmic grid, because
+a step may be off by some per cent without loss, and a few bits per row then suffice. Rows are all leading
+dimensions together.
 """
 
 from collections.abc import Mapping
@@ -48,7 +49,9 @@ class Rows(Packing):
         return codes.view(rows_of(packed.shape)).mul_(steps[:, None]).view(packed.shape)
 
 
-def pack(codes: Integers, exponents: np.ndarray[Any, Any], shape: tuple[int, ...], resolution: int = RESOLUTION) -> Packed:
+def pack(
+    codes: Integers, exponents: np.ndarray[Any, Any], shape: tuple[int, ...], resolution: int = RESOLUTION
+) -> Packed:
     """Codes (rows, columns) with steps `2^(exponent / resolution)`, one exponent per row."""
     base = int(np.median(exponents)) if exponents.size else 0
     arrays = {"steps": (exponents - base).astype(np.int32), "codes": codes.reshape(-1).astype(np.int32)}
@@ -63,7 +66,9 @@ def nearest_exponents(steps: np.ndarray[Any, Any], resolution: int = RESOLUTION)
     return np.clip(exponents, -limit, limit).astype(np.int64)
 
 
-def steps_of(exponents: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, np.dtype[np.float32]]:
+def steps_of(
+    exponents: np.ndarray[Any, Any], resolution: int = RESOLUTION
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The steps that exponents stand for, in float32."""
     octave, part = np.divmod(exponents, resolution)
     mantissas = np.array([2.0 ** (index / resolution) for index in range(resolution)], np.float32)

@@ -31,27 +31,23 @@ def console(stream: Any = None) -> Console:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table whose columns of numbers are aligned on the right."""
     rows = [list(row) for row in rows]
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         numbers = all(isinstance(row[index], (int, float)) or row[index] is None for row in rows)
         table.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(show(cell)) for cell in row))
-    out = console()
-    out.print(table)
-    out.print()
+    _print(title, table)
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     """Names and values in two columns."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, show_header=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(Text(name), Text(show(value)))
-    out = console()
-    out.print(table)
-    out.print()
+    _print(title, table)
 
 
 def show(value: Any) -> str:
@@ -77,6 +73,14 @@ def share(part: float, whole: float) -> str:
 def size(count: float) -> str:
     """Bytes for people, exact count included."""
     return f"{show_bytes(count)} ({count:,.0f} bytes)" if count >= 1000 else f"{count:,.0f} bytes"
+
+
+def _print(title: str, table: Table) -> None:
+    out = console()
+    if title:
+        out.print(Text(title, style="bold"))
+    out.print(table)
+    out.print()
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,8 @@ def progress(stream: TextIO | None = None) -> Iterator[Listener]:
 
 def described(figures: dict[str, float]) -> str:
     """The figures worth a glance, in a fixed order."""
+    if "tokens/s" not in figures and figures.get("step_seconds") and "tokens" in figures:
+        figures = {**figures, "tokens/s": figures["tokens"] / figures["step_seconds"]}
     return "  ".join(show(figures[name]) for name, show in _SHOWN if name in figures)
 
 

@@ -13,17 +13,15 @@ from fairway.data.parts import SOURCES, SourceConfig
 from fairway.evaluate.bpb import EvaluateConfig, evaluate
 from fairway.serve.load import load
 
+_WHOLE = 1 << 40
+
 
 def score_files(target: str, paths: Sequence[Path], settings: Sequence[str], listener: Listener) -> dict[str, Any]:
     """The score of an artifact on every file named, or found in the folders named."""
     config = EvaluateConfig.read(override({}, settings), origin="settings")
     use_threads()
     model = load(artifact_path(target))
-    source = SOURCES.config("text")
-    assert issubclass(source, SourceConfig)
-    documents = [
-        document.data for path in paths for document in source.read({"path": str(path)}, origin="--text").documents()
-    ]
+    documents = [document.data for path in paths for document in _whole_files(path).documents()]
     return evaluate(model, documents, config, listener=listener).plain()
 
 
@@ -34,3 +32,9 @@ def score_run(folder: str, settings: Sequence[str], listener: Listener) -> dict[
     if settings:
         raise ConfigError("A run is scored by its own recipe; settings go with --text.")
     return open_folder(folder).evaluate(listener)
+
+
+def _whole_files(path: Path) -> SourceConfig:
+    config = SOURCES.config("text").read({"path": str(path), "document_bytes": _WHOLE}, origin="--text")
+    assert isinstance(config, SourceConfig)
+    return config

@@ -1,8 +1,9 @@
 """Rounding to the nearest multiple of a step for each row.
 
-`q = round(w / step_r)`, `step_r = 2^strength dev_r^power dev^(1 - power)`, with dev_r the root mean square of row r and dev that of the
-whole weight. With power 1 the step is k sigma of its row over the number of levels; after entropy coding only that ratio
-counts: about `2.047 - strength` bits a weight. Shape key: R rows, C columns.
+`q = round(w / step_r)`, `step_r = 2^strength dev_r^power dev^(1 - power)`, with dev_r the root mean square
+of row r and dev that of the whole weight. With power 1 the step is k sigma of its row over the number of
+levels; after entropy coding only that ratio counts: about `2.047 - strength` bits a weight. Shape key: R
+rows, C columns.
 """
 
 import numpy as np

@@ -6,18 +6,16 @@ one with fewer pieces wins, then the one whose last piece is longest. Every byte
 be cut.
 """
 
-import json
+import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, final
-
-from tokenizers import Tokenizer as Native
-from tokenizers import models, pre_tokenizers, trainers
+from typing import final
 
 from fairway.core.config import Source
 from fairway.core.errors import TokenizerError
 from fairway.data.words import (
-    ALPHABET,
+    BOUNDARY,
     DIGITS,
     FIRST_PIECE,
     LARGEST_VOCABULARY,
@@ -26,15 +24,19 @@ from fairway.data.words import (
     Spaces,
     WordConfig,
     WordTokenizer,
-    as_words,
-    from_alphabet,
-    native,
     splitter,
+    words_of,
 )
 
 SOURCE = Source("Kudo", 2018, "arXiv:1804.10959")
 
 _GRID = 16
+_DEAREST = 255
+_WORDS = 50_000
+_SEED_FACTOR = 8
+_SEED_TABLE = 4_000_000
+_EM_STEPS = 2
+_KEPT = 0.6
 _LONGEST_PIECE = 16
 _LARGEST_SAVED = 32_000_000
 
@@ -60,13 +62,21 @@ class UnigramTokenizer(WordTokenizer):
         self._longest = max(map(len, self._priced))
 
     def word_ids(self, word: bytes) -> list[int]:
+        return self._cut(word, None)[0]
+
+    def cost_without(self, piece: bytes) -> int:
+        """Cost of the best cut of a piece into others."""
+        return self._cut(piece, piece)[1]
+
+    def _cut(self, word: bytes, left_out: bytes | None) -> tuple[list[int], int]:
         best: list[tuple[int, int]] = [(0, 0)]
         last: list[tuple[int, int]] = [(0, 0)]
         for end in range(1, len(word) + 1):
             found, cut = None, (0, 0)
             for start in range(max(0, end - self._longest), end):
-                priced = self._priced.get(word[start:end])
-                if priced is not None:
+                part = word[start:end]
+                priced = self._priced.get(part)
+                if priced is not None and part != left_out:
                     cost, token = priced
                     total = (best[start][0] + cost, best[start][1] + 1)
                     if found is None or total < found:
@@ -78,7 +88,7 @@ class UnigramTokenizer(WordTokenizer):
         while end:
             end, token = last[end]
             ids.append(token)
-        return ids[::-1]
+        return ids[::-1], best[-1][0]
 
     def save(self) -> bytes:
         pieces = self.table[FIRST_PIECE:]
@@ -116,34 +126,76 @@ class UnigramTokenizer(WordTokenizer):
 
 
 class Config(WordConfig):
-    """A unigram model, trained by the `tokenizers` library on this house's own words."""
+    """A unigram model, trained on the 50,000 commonest words by hard EM and pruning."""
 
     made = UnigramTokenizer
 
     def train(self, documents: Iterable[bytes], seed: int) -> UnigramTokenizer:  # noqa: ARG002
-        with native("train a unigram model"):
-            trainer = trainers.UnigramTrainer(
-                vocab_size=self.vocabulary - 1,
-                show_progress=False,
-                initial_alphabet=list(ALPHABET),
-                max_piece_length=_LONGEST_PIECE,
-            )
-            library = Native(models.Unigram())
-            library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-            library.train_from_iterator(as_words(splitter(self.digits, self.spaces), documents), trainer)
-            model: dict[str, Any] = json.loads(library.to_str())["model"]
-        scores = {from_alphabet(piece): float(score) for piece, score in model["vocab"]}
-        longer = sorted(
-            (piece for piece in scores if len(piece) > 1), key=lambda piece: (-scores[piece], piece)
-        )[: self.vocabulary - FIRST_PIECE]
-        floor = min(scores.values(), default=0.0) - 1
-        singles = [scores.get(bytes([byte]), floor) for byte in range(256)]
-        costs = [_cost(score) for score in [*singles, *(scores[piece] for piece in longer)]]
-        return UnigramTokenizer(longer, costs, self.digits, self.spaces)
+        pattern = splitter(self.digits, self.spaces)
+        counts: Counter[bytes] = Counter()
+        for document in documents:
+            for words in words_of(pattern, document):
+                counts.update(words)
+            if len(counts) > 2 * _WORDS:
+                counts = _most(counts, _WORDS)
+        words = _most(counts, _WORDS)
+        wanted = self.vocabulary - FIRST_PIECE
+        pieces = _seed_pieces(words, max(_SEED_FACTOR * wanted, 1000)) if wanted else []
+        tokenizer = UnigramTokenizer(pieces, [_GRID * 8] * (256 + len(pieces)), self.digits, self.spaces)
+        while True:
+            for _ in range(_EM_STEPS):
+                tokenizer, uses = _refit(tokenizer, words)
+            left = len(tokenizer.table) - FIRST_PIECE
+            if left <= wanted:
+                return tokenizer
+            tokenizer = _pruned(tokenizer, uses, max(wanted, int(left * _KEPT)))
 
 
-def _cost(score: float) -> int:
-    return min(255, max(1, round(-score * _GRID)))
+def _most(counts: Counter[bytes], size: int) -> Counter[bytes]:
+    """The commonest words; of equally common ones those that sort first."""
+    return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]))
+
+
+def _seed_pieces(words: Counter[bytes], size: int) -> list[bytes]:
+    """The parts of words that cover most text, counted wherever they stand."""
+    found: Counter[bytes] = Counter()
+    for word, count in words.items():
+        for start in range(len(word) - 1):
+            for end in range(start + 2, min(len(word), start + _LONGEST_PIECE) + 1):
+                found[word[start:end]] += count
+        if len(found) > _SEED_TABLE:
+            found = Counter({piece: count for piece, count in found.items() if count > 1})
+    kept = ((piece, count) for piece, count in found.items() if count > 1)
+    ranked = sorted(kept, key=lambda item: (-item[1] * len(item[0]), item[0]))
+    return [piece for piece, _ in ranked[:size]]
+
+
+def _refit(tokenizer: UnigramTokenizer, words: Counter[bytes]) -> tuple[UnigramTokenizer, list[int]]:
+    """One step of hard EM: costs from how often the best cuts use each piece, and those numbers of uses."""
+    uses = [0] * tokenizer.vocabulary
+    for word, count in words.items():
+        for token in tokenizer.word_ids(word):
+            uses[token] += count
+    # Half a use more for every id keeps bytes and pieces that were never used at a finite cost.
+    total = math.log(sum(uses) + tokenizer.vocabulary / 2)
+    costs = [
+        min(_DEAREST, max(1, round(_GRID * (total - math.log(use + 0.5)))))
+        for token, use in enumerate(uses)
+        if token != BOUNDARY
+    ]
+    pieces = tokenizer.table[FIRST_PIECE:]
+    return UnigramTokenizer(pieces, costs, tokenizer.digits, tokenizer.spaces), uses
+
+
+def _pruned(tokenizer: UnigramTokenizer, uses: list[int], size: int) -> UnigramTokenizer:
+    """Keeps the pieces with the highest loss: uses times what the best cut without the piece adds."""
+    losses = []
+    for token in range(FIRST_PIECE, tokenizer.vocabulary):
+        piece, cost = tokenizer.table[token], tokenizer.costs[token - 1]
+        losses.append((-uses[token] * (tokenizer.cost_without(piece) - cost), piece, cost))
+    kept = sorted(losses)[:size]
+    costs = [*tokenizer.costs[:256], *(cost for _, _, cost in kept)]
+    return UnigramTokenizer([piece for _, piece, _ in kept], costs, tokenizer.digits, tokenizer.spaces)
 
 
 def _inflated(data: bytes) -> bytes:

@@ -59,7 +59,7 @@ def _chunk(
     """Outputs (C, B, D) and the state after one chunk."""
     if discretisation == "euler":
         decay_CBDN = (delta_CBD.unsqueeze(-1) * A_DN).exp()
-        write_CBDN = (delta_CBD * x_CBD).unsqueeze(-1) @ B_CBN.unsqueeze(-2)
+        write_CBDN = (delta_CBD * x_CBD).unsqueeze(-1) * B_CBN.unsqueeze(-2)
     else:
         delta_A_CBDN = delta_CBD.unsqueeze(-1) * A_DN
         decay_CBDN = delta_A_CBDN.exp()

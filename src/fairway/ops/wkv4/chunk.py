@@ -25,8 +25,8 @@ def wkv4(
     """Outputs (B, T, D) and the final (numerator, denominator, maximum), each (B, D)."""
     numerator_BD, denominator_BD, maximum_BD = state or empty_triple(k_BTD.shape[0], k_BTD.shape[2], k_BTD)
     k_TBD, v_TBD = k_BTD.transpose(0, 1), v_BTD.transpose(0, 1)
-    keep_TB1 = None if starts_BT is None else (~starts_BT).T.unsqueeze(-1)
-    before_TBD, after_TBD, final_BD = _maxima(k_TBD, w_D, maximum_BD, keep_TB1)
+    starts_TB1 = None if starts_BT is None else starts_BT.T.unsqueeze(-1)
+    before_TBD, after_TBD, final_BD = _maxima(k_TBD.detach(), w_D.detach(), maximum_BD.detach(), starts_TB1)
 
     decay_TBD = (before_TBD - w_D - after_TBD).exp()
     own_TBD = (k_TBD - after_TBD).exp()
@@ -42,16 +42,27 @@ def wkv4(
     return (numerators_TBD / denominators_TBD).transpose(0, 1), (final_PBD[0], final_PBD[1], final_BD)
 
 
-@torch.no_grad()
+@torch.library.custom_op("fairway::wkv4_maxima", mutates_args=())
 def _maxima(
-    k_TBD: Tensor, w_D: Tensor, maximum_BD: Tensor, keep_TB1: Tensor | None
+    k_TBD: Tensor, w_D: Tensor, maximum_BD: Tensor, starts_TB1: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The running maximum each step starts from and ends with, (T, B, D) each, and the last one."""
+    k_TBD = k_TBD.contiguous()
     before_TBD, after_TBD = torch.empty_like(k_TBD), torch.empty_like(k_TBD)
-    keeps = [None] * len(k_TBD) if keep_TB1 is None else keep_TB1.unbind(0)
-    for k, keep, before, after in zip(
-        k_TBD.unbind(0), keeps, before_TBD.unbind(0), after_TBD.unbind(0), strict=True
-    ):
-        before.copy_(maximum_BD if keep is None else maximum_BD.masked_fill(~keep, NOTHING_SEEN))
-        maximum_BD = torch.maximum(before - w_D, k, out=after)
-    return before_TBD, after_TBD, maximum_BD.clone()
+    starts = [None] * len(k_TBD) if starts_TB1 is None else starts_TB1.unbind(0)
+    steps = zip(k_TBD.unbind(0), starts, before_TBD.unbind(0), after_TBD.unbind(0), strict=True)
+    for k_BD, start_B1, before_BD, after_BD in steps:
+        before_BD.copy_(maximum_BD if start_B1 is None else maximum_BD.masked_fill(start_B1, NOTHING_SEEN))
+        maximum_BD = torch.maximum(before_BD - w_D, k_BD, out=after_BD)
+    return before_TBD, after_TBD, maximum_BD.clone(memory_format=torch.contiguous_format)
+
+
+@_maxima.register_fake
+def _(
+    k_TBD: Tensor,
+    w_D: Tensor,  # noqa: ARG001
+    maximum_BD: Tensor,
+    starts_TB1: Tensor | None,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps = torch.empty_like(k_TBD, memory_format=torch.contiguous_format)
+    return steps, torch.empty_like(steps), torch.empty_like(maximum_BD, memory_format=torch.contiguous_format)
