@@ -16,7 +16,7 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
 
 run: $(VENV)/.package ## train, compress, score and sample the default recipe, into runs/default
-	$(BIN)/fairway run recipes/default.yaml --out $(RUN)
+	$(BIN)/fairway run recipes/default.yaml --folder $(RUN) --json
 
 test: lint ## lint and the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)

@@ -1,4 +1,4 @@
-"""Fairway: train, compress, prove and serve the best small language model that fits a budget of bytes and of time."""
+"""Fairway: train, compress, prove and serve the best small language model within a budget."""
 
 from importlib import import_module
 from typing import Any

@@ -25,7 +25,6 @@ from fairway.core.log import Event, Listener
 from fairway.core.probe import gemm_ceiling
 from fairway.core.seed import generator
 from fairway.data.batches import Batch, Batches
-from fairway.data.parts import TokenizerConfig
 from fairway.model.census import parameters_by_part
 from fairway.run import Recipe
 from fairway.train.loop import Loop
@@ -44,6 +43,7 @@ VOCABULARIES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _SIZES = ("model.width", "model.depth.layers", "data.tokenizer.vocabulary")
 _PREFLIGHT_STEPS = 4
 _BYTES_PER_MERGE = 3.0
+_COARSEST = 2.0
 _ENOUGH_BITS = 5.0
 """More bits than this a weight are worth less than more weights."""
 _CPU_RATE = {True: 1.2e11, False: 4e10}
@@ -169,15 +169,21 @@ def fit_to_budget(recipe: Recipe, *, fixed: Collection[str] = ()) -> Recipe:
 
 
 def vocabulary_of(recipe: Recipe) -> int:
-    """Ids of the recipe's tokenizer, as far as its settings tell; raises `ConfigError` otherwise."""
-    tokenizer = recipe.data.tokenizer
-    assert isinstance(tokenizer, TokenizerConfig)
-    size = getattr(tokenizer, "vocabulary", None) or getattr(tokenizer.made, "vocabulary", None)
-    if not isinstance(size, int):
+    """Ids of the recipe's tokenizer; raises `ConfigError` where only the prepared data could tell."""
+    size = known_vocabulary(recipe)
+    if size is None:
         raise ConfigError(
-            f'The size of the "{tokenizer.kind}" tokenizer is known only once the data is prepared; run `fairway prepare` first.'
+            f'The vocabulary of the "{recipe.data.tokenizer.kind}" tokenizer is known only once the data is prepared, so '
+            "there is nothing to plan by; a tokenizer with a `vocabulary` setting would work."
         )
     return size
+
+
+def known_vocabulary(recipe: Recipe) -> int | None:
+    """Ids of the recipe's tokenizer as far as its settings tell."""
+    tokenizer = recipe.data.tokenizer
+    size = getattr(tokenizer, "vocabulary", None) or getattr(tokenizer.made, "vocabulary", None)
+    return size if isinstance(size, int) else None
 
 
 @dataclass(frozen=True)
@@ -245,18 +251,27 @@ def _length(budget: Budget, trial: _Trial) -> tuple[float, int]:
     return budget.seconds, steps
 
 
-def _artifact(recipe: Recipe, vocabulary: int) -> tuple[int, float]:
-    """Predicted bytes and bits per weight; raises `BudgetError` where even the coarsest step is too large."""
-    tokenizer_bytes = round(_BYTES_PER_MERGE * max(0, vocabulary - 257))
-    cap, config = recipe.budget.bytes, recipe.compress
-    strength = predict_strength(recipe.model, vocabulary, tokenizer_bytes, cap, config)
-    predicted = predict_bytes(recipe.model, vocabulary, tokenizer_bytes, strength, config)
-    if predicted > cap - config.margin:
+def require_room(recipe: Recipe, vocabulary: int) -> None:
+    """Raises `BudgetError` where even the coarsest step would give an artifact above the cap."""
+    least = predict_bytes(recipe.model, vocabulary, _tokenizer_bytes(vocabulary), _COARSEST, recipe.compress)
+    cap = recipe.budget.bytes - recipe.compress.margin
+    if least > cap:
         raise BudgetError(
-            f"This model takes {show_bytes(predicted)} even at the coarsest step; the cap is {show_bytes(cap)}. "
+            f"This model takes about {show_bytes(least)} even at the coarsest step; the cap is {show_bytes(cap)}. "
             "A smaller model (--bytes sizes it), or a larger budget.bytes, would work."
         )
-    return predicted, gaussian_bits(strength)
+
+
+def _artifact(recipe: Recipe, vocabulary: int) -> tuple[int, float]:
+    """Predicted bytes, and bits per weight of the matrices."""
+    require_room(recipe, vocabulary)
+    size, config = _tokenizer_bytes(vocabulary), recipe.compress
+    strength = predict_strength(recipe.model, vocabulary, size, recipe.budget.bytes, config)
+    return predict_bytes(recipe.model, vocabulary, size, strength, config), gaussian_bits(strength)
+
+
+def _tokenizer_bytes(vocabulary: int) -> int:
+    return round(_BYTES_PER_MERGE * max(0, vocabulary - 257))
 
 
 def _binding(budget: Budget, bits: float, tokens_per_parameter: float) -> tuple[str, str]:
@@ -318,7 +333,9 @@ def _misfit(parameters: int, width: int, layers: int, target: float) -> float:
 
 def _width_unit(recipe: Recipe) -> int:
     """Widths must be multiples of this, so that every mixer's heads divide them into multiples of eight."""
-    return 8 * math.lcm(*(heads for mixer in recipe.model.mixer if isinstance(heads := getattr(mixer, "heads", 1), int)))
+    return 8 * math.lcm(
+        *(heads for mixer in recipe.model.mixer if isinstance(heads := getattr(mixer, "heads", 1), int))
+    )
 
 
 def _count(recipe: Recipe, vocabulary: int, width: int, layers: int) -> int:

@@ -36,7 +36,19 @@ def test_torch_is_not_loaded_before_the_arguments_are_understood(arguments, code
 
 
 def test_every_verb_of_the_issue_is_there():
-    wanted = {"run", "plan", "prepare", "train", "compress", "evaluate", "generate", "inspect", "techniques", "schema", "doctor"}
+    wanted = {
+        "run",
+        "plan",
+        "prepare",
+        "train",
+        "compress",
+        "evaluate",
+        "generate",
+        "inspect",
+        "techniques",
+        "schema",
+        "doctor",
+    }
     assert wanted <= set(verbs())
 
 
@@ -55,12 +67,14 @@ def test_a_misspelt_option_is_one_line_with_the_right_one(capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
-    assert '--bytes' in told.err
+    assert "--bytes" in told.err
     assert "fairway run --help" in told.err
 
 
 def test_python_m_fairway_is_the_same_command():
-    done = subprocess.run([sys.executable, "-m", "fairway", "rnu"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "fairway", "rnu"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert 'Did you mean "run"?' in done.stderr
     assert "Traceback" not in done.stderr

@@ -45,3 +45,11 @@ def test_a_message_with_brackets_is_shown_as_it_is():
     with progress(stream) as listener:
         listener(Event("sample", 1.0, message="x[0] = [bold]y[/bold]"))
     assert "x[0] = [bold]y[/bold]" in stream.getvalue()
+
+
+def test_a_message_said_again_and_again_is_one_line():
+    for stream in (io.StringIO(), Terminal()):
+        with progress(stream) as listener:
+            for _ in range(50):
+                listener(Event("prepare", 0.1, message="Reading the text."))
+        assert stream.getvalue().count("Reading the text.") == 1

@@ -23,7 +23,7 @@ TEXTS = [f"Document {number}: ä\u2028 line\n\tsecond line\r\n" * (number + 1) f
 Settings = dict[str, Any]
 
 
-def no_input(folder: Path) -> Settings:
+def no_input(_folder: Path) -> Settings:
     return {}
 
 
@@ -144,9 +144,7 @@ def test_a_missing_path_ends_in_one_error_that_names_it(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("fault", ["noise", "cut", "empty"])
 def test_a_damaged_file_ends_in_one_error_that_names_it(kind: str, fault: str, tmp_path: Path) -> None:
     settings = INPUTS[kind](tmp_path)
-    path = max(
-        tmp_path.glob("*[lqn]*"), key=lambda path: (path.suffix not in (".model", ".vocab"), path.name)
-    )
+    path = max(tmp_path.glob("*[lqn]*"), key=lambda path: (path.suffix not in (".model", ".vocab"), path.name))
     data = path.read_bytes()
     path.write_bytes({"noise": b"\x93\x01{" * 40, "cut": data[: len(data) * 2 // 3], "empty": b""}[fault])
     with pytest.raises((DataError, TokenizerError), match=path.name.replace(".", r"\.")):

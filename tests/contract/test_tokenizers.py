@@ -89,9 +89,7 @@ def check_ids(tokenizer: Tokenizer, texts: Iterable[bytes]) -> None:
         ids = tokenizer.encode(text)
         assert ids.dtype == tokenizer.dtype
         assert ids.ndim == 1
-        assert all(
-            0 <= token < tokenizer.vocabulary and token != tokenizer.boundary for token in ids.tolist()
-        )
+        assert all(0 <= token < tokenizer.vocabulary and token != tokenizer.boundary for token in ids.tolist())
 
 
 def check_boundary_has_no_bytes(tokenizer: Tokenizer) -> None:
@@ -161,17 +159,13 @@ def test_training_twice_gives_the_same_tokenizer(kind: str, made: dict[str, Toke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_million_bytes_of_one_kind_take_less_than_two_seconds(
-    kind: str, made: dict[str, Tokenizer]
-) -> None:
+def test_a_million_bytes_of_one_kind_take_less_than_two_seconds(kind: str, made: dict[str, Tokenizer]) -> None:
     check_long_runs(made[kind], 2.0)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sentencepiece"])
 @settings(max_examples=150)
-@given(
-    st.one_of(st.binary(max_size=200), st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace")))
-)
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace"))))
 def test_any_bytes_come_back(kind: str, made: dict[str, Tokenizer], data: bytes) -> None:
     assert made[kind].lossless
     check_round_trip(made[kind], [data])
@@ -187,9 +181,7 @@ def test_random_bytes_come_back_from_every_lossless_tokenizer(kind: str, made: d
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_saved_bytes_end_in_one_error_or_a_working_tokenizer(
-    kind: str, made: dict[str, Tokenizer]
-) -> None:
+def test_damaged_saved_bytes_end_in_one_error_or_a_working_tokenizer(kind: str, made: dict[str, Tokenizer]) -> None:
     saved, draw = made[kind].save(), random.Random(2)
     for _ in range(60):
         data = bytearray(saved or b"x")
@@ -256,7 +248,7 @@ FAULTS: list[tuple[str, Callable[[Tokenizer], None]]] = [
     ("saves noise", lambda tokenizer: check_saved(tokenizer, ODD)),
     ("other order", lambda tokenizer: check_encode_all(tokenizer, ODD)),
     ("takes foreign ids", check_foreign_ids),
-    ("slow", lambda tokenizer: check_long_runs(tokenizer, 0.5, 100_000)),
+    ("slow", lambda tokenizer: check_long_runs(tokenizer, 0.2, 30_000)),
 ]
 
 

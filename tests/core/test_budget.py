@@ -71,8 +71,7 @@ def test_a_budget_that_allows_nothing_or_everything_is_refused(field: str, value
 
 def test_a_budget_keeps_units_out_of_its_fingerprint() -> None:
     assert (
-        Budget.read({"bytes": "1MB", "seconds": "2m"}).fingerprint()
-        == Budget(bytes=10**6, seconds=120.0).fingerprint()
+        Budget.read({"bytes": "1MB", "seconds": "2m"}).fingerprint() == Budget(bytes=10**6, seconds=120.0).fingerprint()
     )
 
 

@@ -177,9 +177,7 @@ def test_a_file_added_while_the_process_runs_is_a_new_kind(drawing: type[Config]
     assert "point" not in Slot("shapes", "line").kinds()
     (shapes / "point.py").write_text(PLAIN.replace("The straightest line", "No length"))
     forget_modules()
-    assert [found.summary for found in Slot("shapes", "line").techniques() if found.kind == "point"] == [
-        "No length"
-    ]
+    assert [found.summary for found in Slot("shapes", "line").techniques() if found.kind == "point"] == ["No length"]
     assert drawing.read({"shape": "point"}).plain()["shape"]["kind"] == "point"
 
 

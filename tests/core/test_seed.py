@@ -68,9 +68,7 @@ def test_a_permutation_takes_every_value_once(size: int, key: int) -> None:
 
 
 @given(st.integers(1, 10**12), st.integers(0, 2**63 - 1), st.lists(st.integers(0, 10**12), max_size=20))
-def test_a_permutation_of_any_size_stays_in_range_and_never_collides(
-    size: int, key: int, raw: list[int]
-) -> None:
+def test_a_permutation_of_any_size_stays_in_range_and_never_collides(size: int, key: int, raw: list[int]) -> None:
     index = np.unique(np.array(raw, dtype=np.int64) % size)
     image = Permutation(size, key)(index)
     assert ((image >= 0) & (image < size)).all()

@@ -84,9 +84,7 @@ def test_going_on_at_any_step_gives_the_list_that_an_unbroken_run_gives() -> Non
 
 
 def test_another_seed_gives_another_order() -> None:
-    assert (
-        batches(3000, 0).at(0, 8, 16).tokens_BT.tolist() != batches(3000, 1).at(0, 8, 16).tokens_BT.tolist()
-    )
+    assert batches(3000, 0).at(0, 8, 16).tokens_BT.tolist() != batches(3000, 1).at(0, 8, 16).tokens_BT.tolist()
 
 
 def test_starts_mark_the_boundaries() -> None:

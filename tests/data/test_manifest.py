@@ -28,9 +28,7 @@ def corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:
 
 def config(path: Path, **settings: Any) -> DataConfig:
     tokenizer = {"kind": "bpe", "vocabulary": 300}
-    return DataConfig.read(
-        {"source": {"kind": "text", "path": str(path)}, "tokenizer": tokenizer, **settings}
-    )
+    return DataConfig.read({"source": {"kind": "text", "path": str(path)}, "tokenizer": tokenizer, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +68,7 @@ def test_the_tokens_spell_the_documents_each_behind_its_boundary(prepared: Manif
             for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)
         ]
         index = prepared.index(split)
-        assert [hashlib.sha256(text).digest()[:16] for text in texts] == [
-            bytes(row) for row in index["digest"]
-        ]
+        assert [hashlib.sha256(text).digest()[:16] for text in texts] == [bytes(row) for row in index["digest"]]
         assert [len(text) for text in texts] == index["bytes"].tolist()
         assert not seen & set(texts)
         seen |= set(texts)

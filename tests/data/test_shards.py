@@ -57,9 +57,7 @@ def test_a_token_outside_the_vocabulary_is_named_with_its_place(tmp_path: Path) 
         (2, 500, 1, b"FWYSHARE"),
     ],
 )
-def test_a_header_that_lies_is_refused(
-    itemsize: int, count: int, version: int, magic: bytes, tmp_path: Path
-) -> None:
+def test_a_header_that_lies_is_refused(itemsize: int, count: int, version: int, magic: bytes, tmp_path: Path) -> None:
     path, _ = written(tmp_path)
     path.write_bytes(HEADER.pack(magic, version, itemsize, count, 1000) + path.read_bytes()[32:])
     with pytest.raises(DataError, match=r"a\.tokens"):

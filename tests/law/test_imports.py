@@ -95,9 +95,7 @@ def test_a_slot_with_two_techniques_exists_to_be_guarded() -> None:
     assert len(modules(slot_folder("model.ffn"))) >= 2
 
 
-@pytest.mark.parametrize(
-    "module", ["fairway", "fairway.core.config", "fairway.cli", "fairway.cli.console.application"]
-)
+@pytest.mark.parametrize("module", ["fairway", "fairway.core.config", "fairway.cli", "fairway.cli.console.application"])
 def test_the_doors_open_without_torch(module: str) -> None:
     code = f"import {module}, sys; print(sorted({{'torch', 'numpy', 'transformers'}} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

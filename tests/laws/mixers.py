@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fairway.core.seed import generator
+from fairway.model.norm.rms import Config as Rms
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, PositionConfig, Site, State
 from fairway.model.position.rope import Config as Rope
-from fairway.model.norm.rms import Config as Rms
 from laws import building, counting
 from laws.state import (
     TOLERANCE,
@@ -122,7 +122,9 @@ class Faulty(Mixer):
             after = tuple(t.bfloat16().to(t.dtype) if t.is_floating_point() else t for t in after)
         if self.fault == "dropped remainder" and x_BTD.shape[1] % 4:
             whole = x_BTD.shape[1] - x_BTD.shape[1] % 4
-            after = self.inner(x_BTD[:, :whole], state, context)[1] if whole else (state or self.empty_state(len(x_BTD)))
+            after = (
+                self.inner(x_BTD[:, :whole], state, context)[1] if whole else (state or self.empty_state(len(x_BTD)))
+            )
         if self.fault == "no memory":
             y_BTD = x_BTD * 2
         return y_BTD, after

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairway.core.seed import generator, numpy_generator
-from fairway.model.parts import Context, Stateful, State
+from fairway.model.parts import Context, State, Stateful
 
 TOLERANCE = 1e-9
 Run = Callable[[slice, State | None], tuple[Tensor, State]]
@@ -49,7 +49,9 @@ def check_state_shape(part: Stateful, batch: int, state: State) -> None:
     for index, (given, expected) in enumerate(zip(state, empty, strict=True)):
         assert given.shape[:1] == (batch,), f"tensor {index} of the state has shape {tuple(given.shape)}"
         assert expected.shape[:1] == (batch,), f"tensor {index} of the empty state is not batch first"
-        assert given.dtype == expected.dtype, f"tensor {index} of the state turned from {expected.dtype} to {given.dtype}"
+        assert given.dtype == expected.dtype, (
+            f"tensor {index} of the state turned from {expected.dtype} to {given.dtype}"
+        )
 
 
 def check_split(

@@ -58,9 +58,7 @@ class Draw:
         return torch.randn(shape, generator=self.source, dtype=torch.float64).to(self.dtype)
 
 
-def _call(
-    function: Callable[..., tuple[Tensor, Any]], count: int = 1
-) -> Callable[..., tuple[Tensor, Tensors]]:
+def _call(function: Callable[..., tuple[Tensor, Any]], count: int = 1) -> Callable[..., tuple[Tensor, Tensors]]:
     """Adapts `function(*inputs, *weights, state, starts, ...)`; the state is a tensor, or `count` of them."""
 
     def call(
@@ -73,16 +71,12 @@ def _call(
     return call
 
 
-def _scan(
-    function: Callable[..., tuple[Tensor, Tensor]], discretisation: str
-) -> Callable[..., tuple[Tensor, Tensors]]:
+def _scan(function: Callable[..., tuple[Tensor, Tensor]], discretisation: str) -> Callable[..., tuple[Tensor, Tensors]]:
     def call(
         inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None, **more: int
     ) -> tuple[Tensor, Tensors]:
         (x, delta, B, C), (A, D) = inputs, weights
-        y, after = function(
-            x, delta, A, B, C, D, state and state[0], starts, discretisation=discretisation, **more
-        )
+        y, after = function(x, delta, A, B, C, D, state and state[0], starts, discretisation=discretisation, **more)
         return y, (after,)
 
     return call
@@ -102,9 +96,7 @@ def _ssd(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[
 def _ttt(
     function: Callable[..., tuple[Tensor, Carried]], place: int, plain: bool = False
 ) -> Callable[..., tuple[Tensor, Tensors]]:
-    def call(
-        inputs: Tensors, weights: Tensors, state: Tensors, starts: Tensor | None
-    ) -> tuple[Tensor, Tensors]:
+    def call(inputs: Tensors, weights: Tensors, state: Tensors, starts: Tensor | None) -> tuple[Tensor, Tensors]:
         assert starts is None
         half = len(state) // 2
         y, after = function(*inputs, *weights, Carried(state[:half], state[half:], place), plain=plain)

@@ -1,5 +1,6 @@
 """The fast form of every op is its naive definition: outputs, final states, every gradient."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,9 +37,7 @@ def run_with_gradients(
     results = call(inputs, weights, state, starts, **more)
     outputs = [results[0], *(after for after in results[1] if after.requires_grad)]
     source = generator(0, "weighting")
-    loss = torch.stack(
-        [(x * torch.randn(x.shape, generator=source, dtype=x.dtype)).sum() for x in outputs]
-    ).sum()
+    loss = torch.stack([(x * torch.randn(x.shape, generator=source, dtype=x.dtype)).sum() for x in outputs]).sum()
     arguments = [*inputs, *weights, *state]
     gradients = torch.autograd.grad(loss, arguments, allow_unused=True, materialize_grads=True)
     return (results[0].detach(), *(after.detach() for after in results[1]), *gradients)
@@ -54,9 +53,7 @@ def compared(op: Any, draw: Any, batch: int, length: int, *, starts: bool = Fals
 
 
 @pytest.mark.parametrize(("batch", "length"), [(2, 37), (1, 16), (3, 1)])
-def test_outputs_states_and_gradients_are_those_of_the_definition(
-    op: Any, draw: Any, batch: int, length: int
-) -> None:
+def test_outputs_states_and_gradients_are_those_of_the_definition(op: Any, draw: Any, batch: int, length: int) -> None:
     compared(op, draw, batch, length)
 
 
@@ -134,3 +131,66 @@ def test_sixteen_thousand_steps_neither_overflow_nor_drift_in_float32(name: str,
     output, after = ops[name].chunk(*single, None, None)
     for one, other in zip((output, *after), (exact, *exact_state), strict=True):
         close(one.double(), other, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["selective_scan_euler", "ssd", "retention", "gla", "linear_attention", "gated_delta", "wkv4"]
+)
+def test_what_is_kept_for_the_backward_pass_grows_no_faster_than_the_length(name: str, ops: Any, draw: Any) -> None:
+    def kept(length: int) -> int:
+        inputs, weights, _ = (leaves(tensors) for tensors in ops[name].sizes(draw, 1, length))
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            result = ops[name].chunk(inputs, weights, None, None)
+        assert result[0].requires_grad
+        return sum(sizes.values())
+
+    assert kept(2048) < 4.2 * kept(512)
+
+
+def without_state(call: Any, inputs: Tensors, weights: Tensors, state: Tensors, starts: Any) -> tuple[Tensor, Tensors]:
+    return call(inputs, weights, tuple(torch.zeros_like(x) for x in state), starts)
+
+
+def without_remainder(
+    call: Any, inputs: Tensors, weights: Tensors, state: Tensors, starts: Any
+) -> tuple[Tensor, Tensors]:
+    output, _ = call(inputs, weights, state, starts)
+    return output, call(tuple(x[:, : x.shape[1] // 5 * 5] for x in inputs), weights, state, starts)[1]
+
+
+def with_the_future(
+    call: Any, inputs: Tensors, weights: Tensors, state: Tensors, starts: Any
+) -> tuple[Tensor, Tensors]:
+    return call(tuple(x + 1e-6 * x.roll(-1, 1) for x in inputs), weights, state, starts)
+
+
+def with_a_rounded_state(
+    call: Any, inputs: Tensors, weights: Tensors, state: Tensors, starts: Any
+) -> tuple[Tensor, Tensors]:
+    output, after = call(inputs, weights, state, starts)
+    return output, tuple(x.bfloat16().to(x.dtype) for x in after)
+
+
+@pytest.mark.parametrize("fault", [without_state, without_remainder, with_the_future, with_a_rounded_state])
+def test_the_comparison_notices_planted_faults(op: Any, draw: Any, fault: Any) -> None:
+    broken = replace(op, chunk=lambda *arguments: fault(op.chunk, *arguments))
+    with pytest.raises(AssertionError):
+        compared(broken, draw, 2, 38)
+
+
+@pytest.mark.parametrize("name", ["gla", "gated_delta", "wkv4"])
+def test_a_decay_on_the_wrong_side_of_the_write_is_noticed(name: str, ops: Any, draw: Any) -> None:
+    def late(inputs: Tensors, weights: Tensors, state: Tensors, starts: Any) -> tuple[Tensor, Tensors]:
+        if name == "wkv4":
+            return ops[name].chunk(inputs, (weights[0], weights[1] - weights[0]), state, starts)
+        *others, log_decay = inputs
+        return ops[name].chunk((*others, log_decay.roll(1, 1)), weights, state, starts)
+
+    with pytest.raises(AssertionError):
+        compared(replace(ops[name], chunk=late), draw, 2, 9)

@@ -8,7 +8,6 @@ from fairway.ops.delta.naive import delta
 from fairway.ops.gla import chunk as gla_chunk
 from fairway.ops.gla.chunk import gla
 from fairway.ops.linear_attention.naive import linear_attention
-from fairway.ops.recurrence import recurrence
 from fairway.ops.retention import chunk, naive
 from fairway.ops.ssd.chunk import ssd
 from fairway.ops.ttt import chunk as ttt_chunk
@@ -45,9 +44,7 @@ def test_plain_ttt_over_one_batch_from_zero_is_linear_attention(draw: Any) -> No
     carried = Carried.fresh((q.new_zeros(2, 3, 4, 4), q.new_zeros(2, 3, 1, 4)))
     ones = q.new_ones(3, 4)
     for module in (ttt_naive, ttt_chunk):
-        output, after = module.ttt(
-            q, k, v, q.new_ones(2, 12, 3), q.new_ones(12), ones, ones, carried, plain=True
-        )
+        output, after = module.ttt(q, k, v, q.new_ones(2, 12, 3), q.new_ones(12), ones, ones, carried, plain=True)
         torch.testing.assert_close(output, expected, **EXACT)
         torch.testing.assert_close(after.weights[0], state, **EXACT)
         assert after.place == 0
@@ -83,8 +80,3 @@ def test_decays_of_a_hundred_nats_per_step_stay_finite_in_float32(draw: Any) -> 
     assert all(torch.isfinite(x).all() for x in (output, state, *gradients))
     exact, _ = gla_chunk.gla(*(x.detach().double() for x in (q, k, v, decay)), chunk=1)
     torch.testing.assert_close(output.double(), exact, rtol=1e-3, atol=1e-3)
-
-
-def test_the_recurrence_passes_gradcheck_with_a_decay_that_broadcasts(draw: Any) -> None:
-    arguments = (draw(5, 2, 1), draw(5, 2, 3), draw(2, 3))
-    assert torch.autograd.gradcheck(recurrence, tuple(x.requires_grad_() for x in arguments))

@@ -24,9 +24,7 @@ def test_every_parameter_of_a_language_model_is_in_one_group(tied: bool) -> None
 
 def test_rate_scales_split_a_role_into_groups_of_equal_rates() -> None:
     model = SMALL.build(64, seed=0)
-    scaled = {
-        name: RateScale(0.5, 2.0) for name, role in parameter_roles(model).items() if "ffn.output" in name
-    }
+    scaled = {name: RateScale(0.5, 2.0) for name, role in parameter_roles(model).items() if "ffn.output" in name}
     groups = [group for group in make_groups(model, Config(lr=0.01), scaled) if group.role is Role.MATRIX]
     assert [(group.lr, group.weight_decay) for group in groups] == [(0.01, 0.1), (0.005, 0.2)]
     assert set(groups[1].parameters) == set(scaled)

@@ -43,21 +43,15 @@ FORMS = [
 
 @pytest.mark.parametrize(("dtype", "periods"), FORMS)
 @pytest.mark.parametrize("columns", [64, 256])
-def test_five_classic_steps_land_in_the_band(
-    dtype: torch.dtype, periods: tuple[int, ...], columns: int
-) -> None:
+def test_five_classic_steps_land_in_the_band(dtype: torch.dtype, periods: tuple[int, ...], columns: int) -> None:
     slack = 0.02 if dtype == torch.bfloat16 else 1e-3
     for seed in range(3):
         matrix = with_spectrum(spread(64, 0.01), columns, seed)
-        values = singular(
-            orthogonalise(matrix.to(dtype)[None].clone(), coefficients("classic", 5), periods)[0]
-        )
+        values = singular(orthogonalise(matrix.to(dtype)[None].clone(), coefficients("classic", 5), periods)[0])
         assert values.min() > 0.682 - slack
         assert values.max() < 1.134 + slack
         small = with_spectrum(spread(64, 0.002), columns, seed)
-        values = singular(
-            orthogonalise(small.to(dtype)[None].clone(), coefficients("classic", 5), periods)[0]
-        )
+        values = singular(orthogonalise(small.to(dtype)[None].clone(), coefficients("classic", 5), periods)[0])
         assert values.max() < 1.2024 + slack
 
 
@@ -69,9 +63,7 @@ def test_the_scalar_iteration_is_what_happens_to_singular_values(periods: tuple[
     for a, b, c in coefficients("polar_express", 4):
         expected = a * expected + b * expected**3 + c * expected**5
     result = orthogonalise(with_spectrum(spectrum, 9)[None], coefficients("polar_express", 4), periods)
-    torch.testing.assert_close(
-        singular(result[0]), expected.sort(descending=True).values, rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(singular(result[0]), expected.sort(descending=True).values, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("columns", [12, 40])
@@ -142,17 +134,13 @@ def test_scale_and_rotations_pass_through(periods: tuple[int, ...]) -> None:
     right = torch.linalg.qr(torch.randn(15, 15, generator=source, dtype=torch.float64)).Q
     steps = coefficients("classic", 5)
     plain = orthogonalise(matrix[None].clone(), steps, periods)[0]
-    torch.testing.assert_close(
-        orthogonalise(37.5 * matrix[None], steps, periods)[0], plain, rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(orthogonalise(37.5 * matrix[None], steps, periods)[0], plain, rtol=1e-10, atol=1e-12)
     turned = orthogonalise((left @ matrix @ right)[None], steps, periods)[0]
     torch.testing.assert_close(turned, left @ plain @ right, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(("dtype", "periods"), FORMS)
-def test_zero_stays_zero_and_leaves_its_neighbours_alone(
-    dtype: torch.dtype, periods: tuple[int, ...]
-) -> None:
+def test_zero_stays_zero_and_leaves_its_neighbours_alone(dtype: torch.dtype, periods: tuple[int, ...]) -> None:
     matrix = with_spectrum(spread(16, 0.01), 40).to(dtype)
     batch = torch.stack([matrix, torch.zeros_like(matrix)])
     result = orthogonalise(batch, coefficients("classic", 5), periods)

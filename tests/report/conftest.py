@@ -41,7 +41,11 @@ def write_run(folder: Path) -> Path:
     gates = [
         {"name": "unseen_documents", "passed": True, "detail": "17 documents, all of the manifest's 17."},
         {"name": "every_byte_once", "passed": True, "detail": "401222 bytes; the pieces of the tokens hold as many."},
-        {"name": "normalisation", "passed": True, "detail": "The worst sum of probabilities is off by 2.4e-07; 0.0001 is allowed."},
+        {
+            "name": "normalisation",
+            "passed": True,
+            "detail": "The worst sum of probabilities is off by 2.4e-07; 0.0001 is allowed.",
+        },
         {"name": "artifact_is_the_one", "passed": None, "detail": "No log of a run was given."},
     ]
     score = {
@@ -55,7 +59,10 @@ def write_run(folder: Path) -> Path:
     write_json(folder / "score.json", score)
     ledger = {"prepare": 6.2, "load": 0.4, "train": 59.6, "compress": 3.1, "evaluate": 9.7, "sample": 0.8, "other": 0.2}
     write_json(folder / "ledger.json", ledger)
-    write_text(folder / "sample.txt", 'def area(width, height):\n    """The area <of> a & rectangle."""\n    return width * height\n')
+    write_text(
+        folder / "sample.txt",
+        'def area(width, height):\n    """The area <of> a & rectangle."""\n    return width * height\n',
+    )
     summary = {
         "run": str(folder),
         "artifact": str(folder / "model.fwy"),

@@ -54,7 +54,7 @@ def test_the_page_is_whole_and_shows_everything_that_counts(synthetic_run: Path)
         "not asked",
         "Example 9000",
         "bytes: 120000",
-        'The area <of> a & rectangle.',
+        "The area <of> a & rectangle.",
         f"{(synthetic_run / 'model.fwy').stat().st_size:,} of 120,000 bytes",
     ):
         assert shown in text, shown
@@ -105,7 +105,13 @@ def test_a_real_browser_shows_the_page_without_a_complaint(synthetic_run: Path, 
     done = subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--enable-logging=stderr", "--v=0", "--window-size=1100,2600", f"--screenshot={picture}", report.as_uri()),
+            *(
+                "--enable-logging=stderr",
+                "--v=0",
+                "--window-size=1100,2600",
+                f"--screenshot={picture}",
+                report.as_uri(),
+            ),
         ],
         capture_output=True,
         text=True,

@@ -34,7 +34,9 @@ def doctor(
         return
     machine, measured, room = dict(found["machine"]), found["measured"], found["room"]
     memory = machine.pop("memory_bytes")
-    output.print_facts("Machine", {**machine, "memory": output.size(memory), "free memory": output.size(room["free_memory_bytes"])})
+    output.print_facts(
+        "Machine", {**machine, "memory": output.size(memory), "free memory": output.size(room["free_memory_bytes"])}
+    )
     output.print_facts(
         f"Ceilings, measured on {measured['device']}",
         {

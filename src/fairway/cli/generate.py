@@ -15,7 +15,9 @@ def generate(
     *,
     prompt: Annotated[str, Parameter(help="The text to go on from.")] = "",
     tokens: Annotated[int, Parameter(help="Stop after so many tokens.")] = 200,
-    temperature: Annotated[float, Parameter(help="0 always takes the likeliest token; 1 samples as the model believes.")] = 0.8,
+    temperature: Annotated[
+        float, Parameter(help="0 always takes the likeliest token; 1 samples as the model believes.")
+    ] = 0.8,
     top_k: Annotated[int | None, Parameter(help="Sample among so many likeliest tokens.")] = None,
     top_p: Annotated[float, Parameter(help="Sample among the likeliest tokens of this total probability.")] = 0.95,
     seed: Annotated[int, Parameter(help="The same seed writes the same text.")] = 0,

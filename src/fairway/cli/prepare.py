@@ -29,10 +29,13 @@ def prepare(
     record = manifest.tokenizer_record
     if json:
         counts = {name: split.model_dump(mode="json") for name, split in splits.items()}
-        output.print_json({"run": job.folder, "data": manifest.folder, **counts, "tokenizer": record.model_dump(mode="json")})
+        output.print_json(
+            {"run": job.folder, "data": manifest.folder, **counts, "tokenizer": record.model_dump(mode="json")}
+        )
         return
     rows = [
-        (name, split.documents, split.bytes, split.tokens, split.bytes / max(1, split.tokens)) for name, split in splits.items()
+        (name, split.documents, split.bytes, split.tokens, split.bytes / max(1, split.tokens))
+        for name, split in splits.items()
     ]
     output.print_table(f"{manifest.folder}", ("split", "documents", "bytes", "tokens", "bytes per token"), rows)
     print(f"Tokenizer {record.kind}, {record.vocabulary:,} ids. Go on with: fairway train {job.folder}")

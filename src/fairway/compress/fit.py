@@ -77,8 +77,8 @@ def compress_model(
     coarsest step does not fit.
     """
     texts = list(calibration or ())
-    source = copy.deepcopy(model).cpu().float().requires_grad_(False)
-    kept = config.prune.build().prune(source, texts, listener)
+    pruned = config.prune.build().prune(copy.deepcopy(model).cpu().float(), texts, listener)
+    source, kept = pruned.model.requires_grad_(False), pruned.kept
     quantizer = config.quantize.build()
 
     def attempt(strength: float) -> _Attempt:
@@ -95,7 +95,7 @@ def compress_model(
         return _Attempt(strength, estimated_bytes(contents), encode(contents))
 
     slope = _quantized_numbers(source) / 8
-    start = predict_strength(model.config, model.vocabulary, len(tokenizer_bytes), cap, config)
+    start = predict_strength(source.config, source.vocabulary, len(tokenizer_bytes), cap, config)
     finest = max(quantizer.finest, config.finest)
     found, count = search(attempt, cap - config.margin, start, finest, quantizer.coarsest, slope, listener)
     write_bytes(path, found.data)

@@ -5,7 +5,7 @@ Shape key: R rows (outputs, or all leading dimensions together), C columns (inpu
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from fairway.core.config import Technique
 from fairway.core.log import Listener, silent
 from fairway.model.lm import LanguageModel
 from fairway.model.parts import Role
+from fairway.train.parts import Hook
 
 QUANTIZED = frozenset({Role.MATRIX, Role.EMBEDDING, Role.HEAD, Role.ROUTER})
 """Roles whose parameters are quantised and may be pruned; all others are stored as floating-point numbers."""
@@ -76,26 +77,34 @@ class QuantizerConfig(Technique):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What a pruner leaves."""
+
+    model: LanguageModel
+    """The model it was given, changed in place, or a smaller one built in its stead."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """By parameter name, which weights stay (True), for every parameter it pruned without rebuilding."""
+
+
 class Pruner(ABC):
     """Removes weights of a trained model."""
 
     @abstractmethod
-    def prune(
-        self, model: LanguageModel, calibration: Sequence[Tensor], listener: Listener = silent
-    ) -> dict[str, Tensor]:
-        """Changes the model in place; returns, by parameter name, which weights are kept (True), for those it pruned."""
+    def prune(self, model: LanguageModel, calibration: Sequence[Tensor], listener: Listener = silent) -> Pruned:
+        """The pruned model; may change the given one."""
 
 
 class PrunerConfig(Technique):
     """Settings of a pruner."""
 
     def build(self) -> Pruner:
-        """The pruner."""
+        """What prunes the trained model before it is quantised."""
         raise NotImplementedError
 
-    def needs_calibration(self) -> bool:
-        """Whether it looks at calibration text."""
-        return False
+    def hooks(self, seed: int) -> list[Hook]:  # noqa: ARG002
+        """What acts while the model trains; nothing unless the technique is one of training."""
+        return []
 
 
 def removed(weight_RC: Tensor, kept_RC: Tensor | None) -> Tensor:

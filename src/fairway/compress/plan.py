@@ -18,7 +18,7 @@ class CompressConfig(Config):
     quantize: Annotated[QuantizerConfig, QUANTIZERS] = Field(default="rtn", validate_default=True)
     prune: Annotated[PrunerConfig, PRUNERS] = Field(default="none", validate_default=True)
     coder: Annotated[CoderConfig, CODERS] = Field(default="ans", validate_default=True)
-    embedding_finer: float = Field(default=1.5, gt=0, le=64)
+    embedding_finer: float = Field(default=2.0, gt=0, le=64)
     """How many times finer the step of embeddings, heads and routers is than that of matrices, relative to their deviations."""
     margin: int = Field(default=0, ge=0)
     """Bytes of the cap to leave free, as for code that is counted with the file."""

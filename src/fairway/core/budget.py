@@ -62,7 +62,10 @@ Bytes = Annotated[
     int, BeforeValidator(parse_bytes), Field(ge=1), _quantity_schema(_BYTE_UNITS, type="integer", minimum=1)
 ]
 Seconds = Annotated[
-    float, BeforeValidator(parse_seconds), Field(gt=0), _quantity_schema(_SECOND_UNITS, type="number", exclusiveMinimum=0)
+    float,
+    BeforeValidator(parse_seconds),
+    Field(gt=0),
+    _quantity_schema(_SECOND_UNITS, type="number", exclusiveMinimum=0),
 ]
 
 

@@ -28,9 +28,10 @@ def select(name: str) -> torch.device:
 
 
 def available_threads() -> int:
-    """Cores this process may really use: its affinity, cut by the container's CPU quota."""
+    """Cores this process may really use: its affinity, cut by the container's CPU quota and by `OMP_NUM_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(cores, _quota() or cores))
+    wished = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, _quota() or cores, int(wished) if wished.isdecimal() else cores))
 
 
 def use_threads(count: int | None = None) -> int:

@@ -1,7 +1,7 @@
 """The native kernels: one shared library, loaded once, with a variant of every kernel for each instruction level.
 
 Without the library (no compiler when the package was installed, or `FAIRWAY_NATIVE=0`) every op has its PyTorch path.
-`FAIRWAY_LEVEL=portable|avx2|avx512|avx512bf16` forces a lower level than the machine's.
+`FAIRWAY_LEVEL=portable|avx2|avx512|avx512bf16|amx` forces a lower level than the machine's.
 """
 
 import ctypes
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fairway
 from fairway.core.errors import ConfigError
 
-LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
-LIBRARY = Path(__file__).parent.parent / "ops" / "kernel" / "libfairway.so"
+LEVELS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
 
 
 @cache
 def level() -> str | None:
     """The instruction level in use; None where the kernels are switched off or were not built."""
-    if os.environ.get("FAIRWAY_NATIVE") == "0" or not LIBRARY.exists():
+    if os.environ.get("FAIRWAY_NATIVE") == "0" or _library_path() is None:
         return None
     best = _machine_level()
     wanted = os.environ.get("FAIRWAY_LEVEL", best)
@@ -37,7 +37,7 @@ def why_not() -> str:
     """Why the kernels are not in use, for `fairway doctor`; empty where they are."""
     if os.environ.get("FAIRWAY_NATIVE") == "0":
         return "switched off by FAIRWAY_NATIVE=0"
-    return "" if LIBRARY.exists() else "not built: there was no C++ compiler when the package was installed"
+    return "" if _library_path() else "not built: there was no C++ compiler when the package was installed"
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -77,11 +77,20 @@ def floats(*values: float) -> Any:
 
 @cache
 def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(LIBRARY))
+    return ctypes.CDLL(str(_library_path()))
+
+
+@cache
+def _library_path() -> Path | None:
+    """An editable install keeps what it built apart from the sources; every folder of the package is looked at."""
+    places = [Path(folder) / "ops" / "kernel" / "libfairway.so" for folder in fairway.__path__]
+    return next((path for path in places if path.exists()), None)
 
 
 def _machine_level() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        return "amx" if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() else "avx512bf16"
     if capability == "AVX512":
-        return "avx512bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
+        return "avx512"
     return "avx2" if capability == "AVX2" else "portable"

@@ -42,9 +42,7 @@ class Batches:
         shared.
         """
         if batch % world:
-            raise ConfigError(
-                f"{batch} rows cannot be shared by {world} ranks; a multiple of {world} would work."
-            )
+            raise ConfigError(f"{batch} rows cannot be shared by {world} ranks; a multiple of {world} would work.")
         assert 0 <= rank < world
         rows = batch // world
         first = step * batch + rank * rows
@@ -60,9 +58,7 @@ class Batches:
 
     def _windows(self, context: int) -> int:
         if len(self._stream) < context + 1:
-            raise DataError(
-                f"The text has {len(self._stream)} tokens; a context of {context} needs {context + 1}."
-            )
+            raise DataError(f"The text has {len(self._stream)} tokens; a context of {context} needs {context + 1}.")
         # One window fewer than would fit leaves room for the epoch's offset, which reaches to the end.
         return max(1, (len(self._stream) - context) // context)
 

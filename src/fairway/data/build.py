@@ -182,9 +182,7 @@ class _Encoder:
         if split == "train" and self.tokenizer.random_training:
             # Named by content, so that the segmentation of a document does not depend on its neighbours.
             for place, text in zip(places, texts, strict=True):
-                generator = numpy_generator(
-                    self.config.seed, "segmentation", self.spooled.digests[place].hex()
-                )
+                generator = numpy_generator(self.config.seed, "segmentation", self.spooled.digests[place].hex())
                 yield self.tokenizer.encode_for_training(text, generator)
         else:
             yield from self.tokenizer.encode_all(texts)
@@ -193,9 +191,7 @@ class _Encoder:
         assert ids.dtype == self.tokenizer.dtype
         digest = self.spooled.digests[place].hex()
         if (ids == self.tokenizer.boundary).any():
-            raise TokenizerError(
-                f"The {self.tokenizer.kind} tokenizer puts its boundary inside document {digest}."
-            )
+            raise TokenizerError(f"The {self.tokenizer.kind} tokenizer puts its boundary inside document {digest}.")
         if self.tokenizer.decode(ids) == text:
             return
         if self.tokenizer.lossless:

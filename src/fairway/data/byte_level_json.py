@@ -40,9 +40,7 @@ def unspelled(text: str) -> bytes | None:
 def byte_level_json(model: dict[str, Any], table: Sequence[bytes], digits: Digits, spaces: Spaces) -> str:
     """A whole `tokenizer.json` around a model without its vocabulary; the boundary is a special token."""
     names = [DOCUMENT_MARK if token == BOUNDARY else spelled(piece) for token, piece in enumerate(table)]
-    pattern = word_pattern(
-        digits, spaces, lambda byte: "\\" + _LETTERS[byte] if byte in _RESERVED else _LETTERS[byte]
-    )
+    pattern = word_pattern(digits, spaces, lambda byte: "\\" + _LETTERS[byte] if byte in _RESERVED else _LETTERS[byte])
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     mark = {"id": BOUNDARY, "content": DOCUMENT_MARK, "single_word": False, "lstrip": False, "rstrip": False}

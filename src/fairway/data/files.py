@@ -23,6 +23,10 @@ except ImportError:
 _ZSTD_ERRORS: tuple[type[Exception], ...] = () if zstandard is None else (zstandard.ZstdError,)
 
 
+_PACKED = (".gz", ".xz", ".bz2", ".zst")
+_PACKED_AT_ONCE = 2048
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, (str, os.PathLike)) else value
 
@@ -39,11 +43,7 @@ def find_files(paths: Sequence[str], endings: tuple[str, ...] = ("",)) -> list[P
     """
     found: dict[Path, None] = {}
     for path in paths:
-        matches = (
-            [Path(path)]
-            if os.path.lexists(path)
-            else [Path(name) for name in glob.glob(path, recursive=True)]
-        )
+        matches = [Path(path)] if os.path.lexists(path) else [Path(name) for name in glob.glob(path, recursive=True)]
         files = sorted({file for match in matches for file in _inside(match, endings)}, key=os.fsencode)
         if not files:
             raise DataError(_nothing_there(path, bool(matches), endings))
@@ -59,6 +59,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         with open(path, "rb") as file:
+            if path.suffix in _PACKED and not file.peek(1):
+                raise EOFError("a packed file is never empty")
             yield _unpacked(path, file)
     except (OSError, EOFError, lzma.LZMAError, *_ZSTD_ERRORS) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
@@ -75,11 +77,39 @@ def _unpacked(path: Path, file: BinaryIO) -> BinaryIO:
         case ".zst":
             if zstandard is None:
                 raise DataError(f"Reading {path} needs the zstandard package: pip install 'fairway[zstd]'.")
-            return cast(
-                BinaryIO,
-                io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)),
-            )
+            return cast(BinaryIO, io.BufferedReader(_Zstandard(file)))
     return file
+
+
+class _Zstandard(io.RawIOBase):
+    """Frames of zstd as one stream; unlike the package's own reader it refuses a file that is cut short."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        assert zstandard is not None
+        self._file = file
+        self._library = zstandard
+        self._frame = self._library.ZstdDecompressor().decompressobj()
+        self._inside = False
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data or self._file.read(_PACKED_AT_ONCE)
+            if not packed:
+                if self._inside:
+                    raise EOFError("the file is cut short")
+                return 0
+            if self._frame.eof:
+                self._frame = self._library.ZstdDecompressor().decompressobj()
+            self._ready = self._frame.decompress(packed)
+            self._inside = not self._frame.eof
+        count = min(len(self._ready), len(buffer))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
 
 def _inside(path: Path, endings: tuple[str, ...]) -> Iterator[Path]:

@@ -102,9 +102,7 @@ class Manifest(BaseModel):
         tokenizer = load_tokenizer(self.tokenizer_record.kind, (self.folder / TOKENIZER_FILE).read_bytes())
         record = self.tokenizer_record
         if (tokenizer.vocabulary, tokenizer.boundary) != (record.vocabulary, record.boundary):
-            raise DataError(
-                f"{self.folder / TOKENIZER_FILE} is not the tokenizer that the manifest describes."
-            )
+            raise DataError(f"{self.folder / TOKENIZER_FILE} is not the tokenizer that the manifest describes.")
         return tokenizer
 
     def tokens(self, split: Split) -> TokenStream:
@@ -116,9 +114,7 @@ class Manifest(BaseModel):
             [open_shard(self.folder / name, self.tokenizer_record.vocabulary) for name in record.shards]
         )
         if len(stream) != record.tokens:
-            raise DataError(
-                f"The {split} shards in {self.folder} hold {len(stream)} tokens, not {record.tokens}."
-            )
+            raise DataError(f"The {split} shards in {self.folder} hold {len(stream)} tokens, not {record.tokens}.")
         return stream
 
     def validation_documents(self) -> list[bytes]:
@@ -157,17 +153,13 @@ class Manifest(BaseModel):
             if name not in files:
                 raise DataError(f"{self.folder / name} is not in the manifest's list of files.")
         if files[TOKENIZER_FILE]["sha256"] != self.tokenizer_record.sha256:
-            raise DataError(
-                f"{self.folder / TOKENIZER_FILE} is not the tokenizer that the manifest describes."
-            )
+            raise DataError(f"{self.folder / TOKENIZER_FILE} is not the tokenizer that the manifest describes.")
 
     def _check_split(self, split: Split) -> None:
         path, record, index = self.folder / index_name(split), self.of(split), self.index(split)
         for unit in ("bytes", "tokens"):
             if int(index[unit].sum()) != getattr(record, unit):
-                raise DataError(
-                    f"{path} adds up to {int(index[unit].sum())} {unit}; the manifest says otherwise."
-                )
+                raise DataError(f"{path} adds up to {int(index[unit].sum())} {unit}; the manifest says otherwise.")
         digests = index["digest"].tolist()
         threshold = bytes.fromhex(self.threshold)
         if any((digest < threshold) != (split == "validation") for digest in digests):
@@ -176,9 +168,7 @@ class Manifest(BaseModel):
             raise DataError(f"{path} names a document twice.")
 
 
-def prepare(
-    config: DataConfig, folder: Path, progress: Callable[[float, str], None] | None = None
-) -> Manifest:
+def prepare(config: DataConfig, folder: Path, progress: Callable[[float, str], None] | None = None) -> Manifest:
     """Reads the source once and writes the sealed folder, replacing an earlier one; `progress` gets the share
     done.
 
@@ -186,11 +176,7 @@ def prepare(
     text and settings give the same bytes in every file.
     """
     folder = Path(folder)
-    if (
-        folder.exists()
-        and not (folder / storage.MANIFEST).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    if folder.exists() and not (folder / storage.MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds something else than prepared data; give a new or empty folder.")
     record: dict[str, Any] = {}
 

@@ -34,18 +34,14 @@ def sampled_runs(text: bytes) -> np.ndarray:
     """Mixed hashes (uint64) of the sampled runs of one document, in order."""
     data = np.frombuffer(text, np.uint8)
     step = _BLOCK - SHINGLE_BYTES + 1
-    parts = [
-        _block_runs(data[start : start + _BLOCK]) for start in range(0, len(data) - SHINGLE_BYTES + 1, step)
-    ]
+    parts = [_block_runs(data[start : start + _BLOCK]) for start in range(0, len(data) - SHINGLE_BYTES + 1, step)]
     return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
 def _block_runs(data: np.ndarray) -> np.ndarray:
     # The sum of byte_j * base^j over a window is a difference of prefix sums; times base^-start it does not
     # depend on where the window lies. All of it wraps modulo 2^64, where the odd base has an inverse.
-    sums = np.concatenate(
-        [np.zeros(1, np.uint64), np.cumsum((data.astype(np.uint64) + 1) * _POWERS[: len(data)])]
-    )
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((data.astype(np.uint64) + 1) * _POWERS[: len(data)])])
     starts = len(data) - SHINGLE_BYTES + 1
     value = (sums[SHINGLE_BYTES:] - sums[:starts]) * _INVERSES[:starts]
     value = (value ^ (value >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -22,9 +22,7 @@ def unpack_numbers(data: bytes, limits: Sequence[int]) -> list[int]:
     limit = np.asarray(limits, np.int64)
     owner, place = _layout(limit)
     if len(data) != (len(owner) + 7) // 8:
-        raise TokenizerError(
-            f"{(len(owner) + 7) // 8} bytes of packed numbers were expected, not {len(data)}."
-        )
+        raise TokenizerError(f"{(len(owner) + 7) // 8} bytes of packed numbers were expected, not {len(data)}.")
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
     if bits[len(owner) :].any():
         raise TokenizerError("There are stray bits behind the packed numbers.")

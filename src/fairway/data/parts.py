@@ -121,6 +121,4 @@ def load_tokenizer(kind: str, data: bytes) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise TokenizerError(
-            f"The saved {kind} tokenizer is unreadable: {type(error).__name__}: {error}"
-        ) from None
+        raise TokenizerError(f"The saved {kind} tokenizer is unreadable: {type(error).__name__}: {error}") from None

@@ -69,9 +69,7 @@ def open_shard(path: Path, vocabulary: int) -> np.ndarray:
     """
     header = _header(path)
     if header.vocabulary != vocabulary:
-        raise DataError(
-            f"{path} is for a vocabulary of {header.vocabulary} ids; the manifest's has {vocabulary}."
-        )
+        raise DataError(f"{path} is for a vocabulary of {header.vocabulary} ids; the manifest's has {vocabulary}.")
     if header.count == 0:
         return np.zeros(0, f"<u{header.itemsize}")
     tokens = np.memmap(path, f"<u{header.itemsize}", "r", _HEADER.size, (header.count,))
@@ -79,9 +77,7 @@ def open_shard(path: Path, vocabulary: int) -> np.ndarray:
         part = tokens[start : start + _CHECKED_AT_ONCE]
         if int(part.max()) >= vocabulary:
             place = start + int(np.argmax(part >= vocabulary))
-            raise DataError(
-                f"{path} holds token {tokens[place]} at {place}; the vocabulary has {vocabulary} ids."
-            )
+            raise DataError(f"{path} holds token {tokens[place]} at {place}; the vocabulary has {vocabulary} ids.")
     return tokens
 
 

@@ -57,9 +57,7 @@ class Spool:
                 yield data[self.ends[place] - self.size(place) : self.ends[place]]
 
 
-def spool(
-    documents: Iterable[Document], path: Path, max_bytes: int | None, progress: Callable[[int], None]
-) -> Spool:
+def spool(documents: Iterable[Document], path: Path, max_bytes: int | None, progress: Callable[[int], None]) -> Spool:
     """Reads documents up to `max_bytes`, of which the first that does not fit ends the reading.
 
     Empty and repeated documents are dropped and counted. Raises `DataError` where none is left.
@@ -73,15 +71,7 @@ def spool(
             result.read.add(size)
             digest = digest_of(document.data)
             beyond = max_bytes is not None and kept + size > max_bytes
-            reason = (
-                "empty"
-                if not size
-                else "duplicate"
-                if digest in seen
-                else "beyond_max_bytes"
-                if beyond
-                else None
-            )
+            reason = "empty" if not size else "duplicate" if digest in seen else "beyond_max_bytes" if beyond else None
             if reason is not None:
                 result.dropped.setdefault(reason, Tally()).add(size)
                 if reason == "beyond_max_bytes":
@@ -99,9 +89,5 @@ def spool(
 
 
 def _told(result: Spool) -> str:
-    reasons = [
-        f"{tally.documents} {name.replace('_', ' ')}" for name, tally in sorted(result.dropped.items())
-    ]
-    return f"{result.read.documents} documents were read" + (
-        f", of them {', '.join(reasons)}" if reasons else ""
-    )
+    reasons = [f"{tally.documents} {name.replace('_', ' ')}" for name, tally in sorted(result.dropped.items())]
+    return f"{result.read.documents} documents were read" + (f", of them {', '.join(reasons)}" if reasons else "")

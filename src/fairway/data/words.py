@@ -3,7 +3,7 @@
 A text is first cut into words of at most `LONGEST_WORD` bytes; every byte belongs to exactly one word, and
 what stands in one word never changes how another is cut. The cut is defined on bytes: ASCII letters and the
 bytes of multi-byte characters make words, other printable bytes make punctuation, and bytes that no UTF-8
-text holds (0xF8 to 0xFF) stand alone. The pattern looks at most one byte ahead and its runs are bounded, so
+text holds (0xF8 to 0xFF) stand alone. The pattern looks at most one byte around and its runs are bounded, so
 the time is linear in the text, whatever the text. Ids 0 to 255 are the bytes, 256 is the boundary, and pieces
 follow.
 """
@@ -38,9 +38,7 @@ _BLOCK = 1 << 20
 _CACHED_WORDS = 1 << 18
 _SPACE = b" \t\n\r\f\v"
 _DIGIT = b"0123456789"
-_LETTER = bytes(byte for byte in range(256) if chr(byte).isascii() and chr(byte).isalpha()) + bytes(
-    range(0x80, 0xF8)
-)
+_LETTER = bytes(byte for byte in range(256) if chr(byte).isascii() and chr(byte).isalpha()) + bytes(range(0x80, 0xF8))
 _NEVER = bytes(range(0xF8, 0x100))
 _MARK = bytes(sorted(set(range(256)) - set(_SPACE + _DIGIT + _LETTER + _NEVER)))
 
@@ -113,7 +111,9 @@ def word_pattern(digits: Digits, spaces: Spaces, show: Callable[[int], str]) -> 
         choices.append(any_of(_DIGIT) + ("{1,3}" if digits == "three" else ""))
     if spaces == "prefix":
         not_space = any_of(bytes(sorted(set(range(256)) - set(_SPACE))))
-        choices += [f"{space}{{1,{LONGEST_WORD - 1}}}(?!{not_space})", space]
+        line_end = any_of(_SPACE.replace(b" ", b""))
+        # A run of blanks leaves its last one to the word behind it; one that ends a line is whole.
+        choices += [f"{space}{run}(?:(?!{not_space})|(?<={line_end}))", space]
     else:
         choices.append(f"{space}{run}")
     return "|".join([*choices, any_of(_NEVER)])
@@ -154,9 +154,7 @@ def native(task: str) -> Iterator[None]:
     except (FairwayError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
-        raise TokenizerError(
-            f"The tokenizer library could not {task}: {type(error).__name__}: {error}"
-        ) from error
+        raise TokenizerError(f"The tokenizer library could not {task}: {type(error).__name__}: {error}") from error
 
 
 class _Cache(dict[bytes, bytes]):

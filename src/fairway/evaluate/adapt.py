@@ -1,14 +1,14 @@
 """Score-first adaptation: a model may learn from text, but only from text whose score is already final.
 
-The text is scored chunk by chunk, left to right. A chunk's nats are written into a chain of hashes before the learner is handed that chunk;
-the next chunk is scored with the changed weights. Weights start from the artifact. Plain gradient descent with momentum, on all
-weights or on low-rank additions to the matrices, `W + scale B A` (Hu et al. 2021, arXiv:2106.09685); per document or running on.
-Shape key: B batch, T time, V vocabulary.
+The text is scored chunk by chunk, left to right. A chunk's nats are written into a chain of hashes before
+the learner is handed that chunk; the next chunk is scored with the changed weights. Weights start from the
+artifact. Plain gradient descent with momentum, on all weights or on low-rank additions to the matrices, `W +
+scale B A` (Hu et al. 2021, arXiv:2106.09685); per document or running on. Shape key: B batch, T time, V
+vocabulary.
 """
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -26,7 +26,8 @@ from fairway.core.errors import EvaluationError
 from fairway.core.log import Event, Listener, silent
 from fairway.core.seed import generator, numpy_generator
 from fairway.data.parts import Tokenizer
-from fairway.evaluate.bpb import TOLERANCES, EvaluateConfig, ArtifactGate, Score, artifact_gate, prepared
+from fairway.evaluate.bpb import TOLERANCES, ArtifactGate, EvaluateConfig, Score, artifact_gate, prepared
+from fairway.evaluate.chain import Link, check_chain, extended
 from fairway.evaluate.gates import (
     NO_FACTS,
     Facts,
@@ -43,8 +44,6 @@ from fairway.model.parts import Part, Role
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, Tally, mode_name, rows_at_once
 from fairway.serve.window import Batch, Policy, Window, packed
-
-_FIRST_LINK = hashlib.sha256(b"fairway: score first").hexdigest()
 
 
 class AdaptConfig(Config):
@@ -85,23 +84,8 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class Link:
-    """One scored chunk in the chain of hashes."""
-
-    sequence: int
-    first: int
-    """Index of the chunk's first target in its sequence."""
-    targets: int
-    nats: float
-    content: str
-    """SHA-256 of the chunk's tokens and of the nats of each, in order."""
-    hash: str
-    """SHA-256 over the previous link's hash and all of the above."""
-
-
-@dataclass(frozen=True)
 class ScoredChunk:
-    """Text that may be learned from: its windows, the targets to learn, and the link that made its score final."""
+    """Text that may be learned from: inputs, targets, and the link that made its score final."""
 
     batches: tuple[tuple[Tensor, Tensor], ...]
     """Inputs (B, T), and targets (B, T) with -1 where nothing may be learned."""
@@ -126,12 +110,21 @@ def evaluate_adapted(
     ledger: Ledger | None = None,
     listener: Listener = silent,
 ) -> AdaptedScore:
-    """The score of a model that learns from each chunk after it was scored; `ledger` gets its seconds as `adapt`."""
+    """The score of a model that learns from each chunk once it is scored; `ledger` gets the phase `adapt`."""
     gate = artifact_gate(model, facts)
     learner = NetworkLearner(model.network, adapt, double=config.precision == "fp64")
     policy = config.policy(model.context)
     return judge_learner(
-        learner, model.tokenizer, documents, policy, config, adapt, facts=facts, ledger=ledger, listener=listener, before=gate
+        learner,
+        model.tokenizer,
+        documents,
+        policy,
+        config,
+        adapt,
+        facts=facts,
+        ledger=ledger,
+        listener=listener,
+        before=gate,
     )
 
 
@@ -156,7 +149,9 @@ def judge_learner(
     text = prepared(tokenizer, documents, config, facts, before)
     referee = _Referee(learner, Tally(text.sequences), policy, config, TOLERANCES[config.precision])
     spent = 0.0
-    for done, (index, windows) in enumerate(chunks := list(_chunks(text.sequences, policy, adapt.chunk or policy.length))):
+    for done, (index, windows) in enumerate(
+        chunks := list(_chunks(text.sequences, policy, adapt.chunk or policy.length))
+    ):
         if adapt.scope == "document" and windows[0].first == 0:
             learner.reset()
         with ledger.phase("evaluate"):
@@ -184,33 +179,6 @@ def judge_learner(
         chain=tuple(referee.chain),
         seconds_adapt=spent,
     )
-
-
-def extended(chain: Sequence[Link], sequence: int, first: int, tokens: np.ndarray, nats: np.ndarray) -> Link:
-    """The next link for a chunk's tokens and nats."""
-    content = hashlib.sha256(np.asarray(tokens, "<i8").tobytes() + np.asarray(nats, "<f8").tobytes()).hexdigest()
-    previous = chain[-1].hash if chain else _FIRST_LINK
-    total = float(np.asarray(nats, np.float64).sum())
-    return Link(sequence, first, len(nats), total, content, _hash(previous, sequence, first, len(nats), total, content))
-
-
-def check_chain(chain: Sequence[Link], tally: Tally) -> GateResult:
-    """Replays a chain: the links follow one another, left to right through the text, and hold the nats of the score."""
-    name = "score before update"
-    previous, places = _FIRST_LINK, [(-1, 0)]
-    for number, link in enumerate(chain):
-        expected = _hash(previous, link.sequence, link.first, link.targets, link.nats, link.content)
-        chunk = slice(link.first, link.first + link.targets)
-        again = extended(chain[:number], link.sequence, link.first, _tokens(tally, link), tally.nats[link.sequence][chunk])
-        last = places[-1]
-        follows = link.first == last[1] if link.sequence == last[0] else link.first == 0 and link.sequence == last[0] + 1
-        if link.hash != expected or again != link or not follows:
-            return GateResult(name, False, f"Link {number} of the chain of scores does not follow from those before it.")
-        previous = link.hash
-        places.append((link.sequence, link.first + link.targets))
-    if sum(link.targets for link in chain) != tally.tokens:
-        return GateResult(name, False, "The chain of scores does not reach the end of the text.")
-    return GateResult(name, True, f"{len(chain)} chunks, each final before it was learned from; last link {previous[:16]}...")
 
 
 class NetworkLearner:
@@ -247,7 +215,10 @@ class NetworkLearner:
             for inputs_BT, targets_BT in chunk.batches:
                 logits_BTV = self.network.logits(self.network(inputs_BT.to(device)).hidden_BTD)
                 nats = functional.cross_entropy(
-                    logits_BTV.flatten(0, 1), targets_BT.to(device).flatten(), ignore_index=-1, reduction="sum"
+                    logits_BTV.flatten(0, 1),
+                    targets_BT.to(device).flatten(),
+                    ignore_index=-1,
+                    reduction="sum",
                 )
                 (nats / chunk.link.targets).backward()
             nn.utils.clip_grad_norm_(self._weights, self.config.clip)
@@ -290,7 +261,8 @@ class _Referee:
     def verdicts(self) -> list[GateResult]:
         """What the referee saw."""
         passed = self._changed <= self.tolerance.same_shape
-        again = f"{len(self._gains)} windows asked for again before learning changed by at most {self._changed:.1e} nats."
+        asked = len(self._gains)
+        again = f"{asked} batches asked for again before learning changed by at most {self._changed:.1e} nats."
         return [
             self._normalisation.result(),
             causality_verdict(self._gains, self.tolerance),
@@ -329,7 +301,9 @@ def _add_low_rank(network: LanguageModel, config: AdaptConfig) -> None:
         for name, role in roles.items():
             weight = getattr(module, name)
             if role == Role.MATRIX and weight.ndim == 2:
-                parametrize.register_parametrization(module, name, _LowRank(weight.detach(), config, f"{prefix}.{name}"))
+                parametrize.register_parametrization(
+                    module, name, _LowRank(weight.detach(), config, f"{prefix}.{name}")
+                )
 
 
 def _chunks(sequences: Sequence[np.ndarray], policy: Policy, size: int) -> Iterator[tuple[int, list[Window]]]:
@@ -352,15 +326,3 @@ def _targets(tally: Tally, part: Batch) -> Tensor:
         scored = torch.from_numpy(tally.sequences[index][window.first + 1 : window.stop + 1])
         targets_BT[row, part.first : part.first + len(scored)] = scored
     return targets_BT
-
-
-def _tokens(tally: Tally, link: Link) -> np.ndarray:
-    return tally.sequences[link.sequence][link.first + 1 : link.first + link.targets + 1]
-
-
-def _hash(previous: str, *values: str | float) -> str:
-    return hashlib.sha256(" ".join([previous, *_spelled(values)]).encode()).hexdigest()
-
-
-def _spelled(values: Iterable[str | float]) -> Iterator[str]:
-    return (value.hex() if isinstance(value, float) else str(value) for value in values)

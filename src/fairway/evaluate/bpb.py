@@ -1,7 +1,8 @@
-"""Bits per byte of an artifact: the evaluator owns the text, counts the nats, and gives no score unless every gate passes.
+"""Bits per byte of an artifact: the evaluator owns the text, counts the nats, and gives no score unless
+every gate passes.
 
-`bits_per_byte = nats / (ln 2 * bytes)` with nats summed in float64 over every token of every document and over the boundary that ends
-each, and bytes counted in the raw text. Windows: `fairway.serve.window`.
+`bits_per_byte = nats / (ln 2 * bytes)` with nats summed in float64 over every token of every document and
+over the boundary that ends each, and bytes counted in the raw text. Windows: `fairway.serve.window`.
 """
 
 import time
@@ -27,9 +28,9 @@ from fairway.evaluate.gates import (
     GateResult,
     Normalisation,
     Tolerance,
+    artifact_is_the_one,
     causality,
     coverage,
-    artifact_is_the_one,
     one_pass,
     refuse_failures,
     text_gates,
@@ -128,7 +129,10 @@ def judge(
     """The score of any predictor, behind the same gates as an artifact."""
     start = time.monotonic()
     text = prepared(tokenizer, documents, config, facts, before)
-    normalisation, watch = Normalisation(), _Watch(listener, sum(len(sequence) - 1 for sequence in text.sequences))
+    normalisation, watch = (
+        Normalisation(),
+        _Watch(listener, sum(len(sequence) - 1 for sequence in text.sequences)),
+    )
 
     def observe(part: Batch, log_p_BTV: Tensor) -> None:
         normalisation.observe(part, log_p_BTV)
@@ -185,7 +189,11 @@ def artifact_gate(model: Model, facts: Facts) -> ArtifactGate:
 
 
 def prepared(
-    tokenizer: Tokenizer, documents: Sequence[bytes], config: EvaluateConfig, facts: Facts, before: ArtifactGate | None
+    tokenizer: Tokenizer,
+    documents: Sequence[bytes],
+    config: EvaluateConfig,
+    facts: Facts,
+    before: ArtifactGate | None,
 ) -> Prepared:
     """The text behind the gates that need no prediction; raises `EvaluationError` where one fails."""
     texts = sample(documents, config.max_bytes)

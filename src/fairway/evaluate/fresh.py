@@ -1,6 +1,8 @@
-"""A score taken by a process of its own, which sees nothing but the artifact file and the prepared validation text.
+"""A score taken by a process of its own, which sees nothing but the artifact file and the prepared
+validation text.
 
-`python -m fairway.evaluate.fresh ARTIFACT DATA SETTINGS` prints one JSON line per sign of progress, and the score on the last.
+`python -m fairway.evaluate.fresh ARTIFACT DATA SETTINGS` prints one JSON line per sign of progress, and the
+score on the last.
 """
 
 import json
@@ -19,8 +21,15 @@ from fairway.serve.load import load
 
 
 def score_in_fresh_process(artifact: Path, data: Path, config: EvaluateConfig, listener: Listener) -> dict[str, Any]:
-    """`Score.plain()` of an artifact on the validation text of a manifest's folder; raises `EvaluationError` otherwise."""
-    command = [sys.executable, "-m", "fairway.evaluate.fresh", str(artifact), str(data), json.dumps(config.plain())]
+    """`Score.plain()` of an artifact on the validation text of a manifest's folder, or `EvaluationError`."""
+    command = [
+        sys.executable,
+        "-m",
+        "fairway.evaluate.fresh",
+        str(artifact),
+        str(data),
+        json.dumps(config.plain()),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         last: dict[str, Any] = {}

@@ -1,7 +1,8 @@
 """The gates: what must hold before a score is shown. Each reproduces a known way of getting a score wrong.
 
-A gate gives a `GateResult`: passed, failed, or not applicable because what it compares with was not given (`passed=None`); its detail says
-which, with figures. `refuse_failures` raises. Shape key: B batch, T time, V vocabulary.
+A gate gives a `GateResult`: passed, failed, or not applicable because what it compares with was not given
+(`passed=None`); its detail says which, with figures. `refuse_failures` raises. Shape key: B batch, T time, V
+vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.artifact import format
+from fairway.artifact.format import read, restore
 from fairway.core import storage
 from fairway.core.errors import EvaluationError, FairwayError
 from fairway.core.seed import numpy_generator
@@ -68,7 +69,9 @@ class Tolerance:
 
 def facts_of(manifest: Manifest, artifact: str | None = None) -> Facts:
     """The facts in a manifest, and the artifact's SHA-256 from the run's log."""
-    digests = {split: frozenset(bytes(row) for row in manifest.index(split)["digest"]) for split in ("train", "validation")}
+    digests = {
+        split: frozenset(bytes(row) for row in manifest.index(split)["digest"]) for split in ("train", "validation")
+    }
     return Facts(
         training=digests["train"],
         validation=digests["validation"],
@@ -86,7 +89,12 @@ def refuse_failures(gates: Iterable[GateResult]) -> None:
 
 
 def text_gates(
-    tokenizer: Tokenizer, texts: Sequence[bytes], tokens: Sequence[np.ndarray], facts: Facts, *, complete: bool
+    tokenizer: Tokenizer,
+    texts: Sequence[bytes],
+    tokens: Sequence[np.ndarray],
+    facts: Facts,
+    *,
+    complete: bool,
 ) -> list[GateResult]:
     """The gates that need no prediction."""
     return [
@@ -128,9 +136,13 @@ def disjoint(texts: Sequence[bytes], facts: Facts) -> GateResult:
     known = [text for text in texts if digest_of(text) in facts.training]
     if known:
         share = sum(map(len, known)) / max(1, sum(map(len, texts)))
-        return GateResult(name, False, f"{len(known)} of {len(texts)} documents ({share:.0%} of the bytes) were trained on.")
+        return GateResult(
+            name, False, f"{len(known)} of {len(texts)} documents ({share:.0%} of the bytes) were trained on."
+        )
     near = "" if facts.shared_runs is None else f" {facts.shared_runs:.1%} of its runs of 50 bytes stand in it too."
-    return GateResult(name, True, f"None of {len(texts)} documents is among {len(facts.training)} training documents.{near}")
+    return GateResult(
+        name, True, f"None of {len(texts)} documents is among {len(facts.training)} training documents.{near}"
+    )
 
 
 def round_trip(tokenizer: Tokenizer, texts: Sequence[bytes], tokens: Sequence[np.ndarray]) -> GateResult:
@@ -141,20 +153,26 @@ def round_trip(tokenizer: Tokenizer, texts: Sequence[bytes], tokens: Sequence[np
             return GateResult(name, False, f"The boundary stands inside document {index}.")
         back = tokenizer.decode(ids)
         if back != text:
-            return GateResult(name, False, f"Document {index} of {len(text)} bytes came back as {len(back)}, or altered.")
+            return GateResult(
+                name, False, f"Document {index} of {len(text)} bytes came back as {len(back)}, or altered."
+            )
     return GateResult(name, True, f"{len(texts)} documents came back unaltered.")
 
 
 def byte_count(tokenizer: Tokenizer, texts: Sequence[bytes], tokens: Sequence[np.ndarray]) -> GateResult:
-    """Bytes are counted in the text; the tokenizer's own table of pieces must agree with that, token by token."""
+    """Bytes are counted in the text, and the tokenizer's own table of pieces must agree."""
     name = "bytes from the text"
-    lengths = np.array([len(tokenizer.piece(id)) for id in range(tokenizer.vocabulary)], np.int64)
+    lengths = np.array([len(tokenizer.piece(token)) for token in range(tokenizer.vocabulary)], np.int64)
     if lengths[tokenizer.boundary]:
-        return GateResult(name, False, f"The boundary is said to hold {lengths[tokenizer.boundary]} bytes; it holds none.")
+        return GateResult(
+            name, False, f"The boundary is said to hold {lengths[tokenizer.boundary]} bytes; it holds none."
+        )
     for index, (text, ids) in enumerate(zip(texts, tokens, strict=True)):
         counted = int(lengths[ids].sum())
         if counted != len(text):
-            return GateResult(name, False, f"Document {index} has {len(text)} bytes; its tokens are said to hold {counted}.")
+            return GateResult(
+                name, False, f"Document {index} has {len(text)} bytes; its tokens are said to hold {counted}."
+            )
     return GateResult(name, True, f"{sum(map(len, texts))} bytes; the pieces of the tokens hold as many.")
 
 
@@ -164,7 +182,9 @@ def coverage(tally: Tally, tokenizer: Tokenizer, texts: Sequence[bytes]) -> Gate
     counts = np.concatenate(tally.counts)
     missed, repeated = int((counts == 0).sum()), int((counts > 1).sum())
     if missed or repeated:
-        return GateResult(name, False, f"Of {len(counts)} targets, {missed} were left out and {repeated} scored repeatedly.")
+        return GateResult(
+            name, False, f"Of {len(counts)} targets, {missed} were left out and {repeated} scored repeatedly."
+        )
     spelled = b"".join(tokenizer.decode(sequence[1:]) for sequence in tally.sequences)
     if spelled != b"".join(texts):
         return GateResult(name, False, f"The targets spell {len(spelled)} bytes; the text has {sum(map(len, texts))}.")
@@ -197,7 +217,7 @@ class Normalisation:
 
 
 def causality(predictor: Predictor, tally: Tally, policy: Policy, probes: int, tolerance: Tolerance) -> GateResult:
-    """What was scored is what the bare prefix predicts, and other tokens behind a position leave its prediction alone."""
+    """What was scored is what the bare prefix predicts, and later tokens leave a prediction alone."""
     random = numpy_generator(0, "causality", tally.tokens)
     places = _places(tally, policy, probes, random)
     verdict = causality_verdict([gain_over_prefix(predictor, tally, policy, place) for place in places], tolerance)
@@ -217,13 +237,13 @@ def causality_verdict(gains: Sequence[float], tolerance: Tolerance) -> GateResul
     return GateResult(
         "causality",
         False,
-        f"At {len(gains)} positions the score is {mean:.2g} nats a token better (at most {largest:.2g} off) than what "
-        "the prefix alone predicts: something behind a position, or beside its row, was seen.",
+        f"At {len(gains)} positions the score is {mean:.2g} nats a token better (at most {largest:.2g} off) than "
+        "what the prefix alone predicts: something behind a position, or beside its row, was seen.",
     )
 
 
 def one_pass(predictor: Predictor, tally: Tally, policy: Policy, batch: int, tolerance: Tolerance) -> GateResult:
-    """Asked again after the pass, a predictor says the same: it learned nothing from what it was scored on."""
+    """Asked again after the pass, a predictor says the same: it learned nothing from the text."""
     name = "one pass"
     worst = 0.0
     asked = 0
@@ -249,13 +269,15 @@ def artifact_is_the_one(model: Model, facts: Facts) -> GateResult:
     found = storage.sha256(model.path)
     for what, expected in (("when it was loaded", model.sha256), ("in the log", facts.artifact)):
         if expected is not None and found != expected:
-            return GateResult(name, False, f"{model.path} has SHA-256 {found[:16]}...; {what} it was {expected[:16]}...")
+            return GateResult(
+                name, False, f"{model.path} has SHA-256 {found[:16]}...; {what} it was {expected[:16]}..."
+            )
     return _weights_are_the_files(model, model.path, found)
 
 
 def _weights_are_the_files(model: Model, path: Path, found: str) -> GateResult:
     try:
-        weights = format.restore(format.read(path))
+        weights = restore(read(path))
     except FairwayError as error:
         return GateResult("artifact as hashed", False, str(error))
     held = model.network.state_dict()
@@ -267,7 +289,7 @@ def _weights_are_the_files(model: Model, path: Path, found: str) -> GateResult:
 
 
 def _places(tally: Tally, policy: Policy, probes: int, random: np.random.Generator) -> list[tuple[int, int]]:
-    """Sequences and targets to probe: the edges of windows in the longest sequence, and random ones everywhere."""
+    """Sequences and targets to probe: edges of windows in the longest sequence, and random ones."""
     longest = int(np.argmax([len(part) for part in tally.nats]))
     last = len(tally.nats[longest]) - 1
     edges = [0, policy.length - 1, policy.length, policy.length + policy.stride - 1, last - 1, last]
@@ -290,7 +312,7 @@ def gain_over_prefix(predictor: Predictor, tally: Tally, policy: Policy, place: 
 
 
 def _moved_by_the_future(predictor: Predictor, tally: Tally, policy: Policy, random: np.random.Generator) -> float:
-    """Largest change of a log-probability at or before random positions when every token behind them is replaced."""
+    """Largest change of a log-probability when every token behind its position is replaced."""
     part = next(batches(tally.sequences, policy, rows_at_once(policy, predictor.vocabulary, 16)))
     rows, time = part.inputs_BT.shape
     cut_B = torch.from_numpy(random.integers(0, time, rows))

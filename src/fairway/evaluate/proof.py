@@ -1,8 +1,9 @@
-"""Proof of a score by compression: the text is really coded with the artifact, decoded in a fresh process, and compared.
+"""Proof of a score by compression: the text is really coded with the artifact, decoded in a fresh process,
+and compared.
 
-A model that predicts the text at `nats` codes it in `nats / (8 ln 2)` bytes, so the size of a file from which the text comes back, with the
-artifact and nothing else, bounds the score: `size <= 1.001 * nats / (8 ln 2) + 64`. Coding and decoding each run in a process of
-their own (`python -m fairway.evaluate.proof`).
+A model that predicts the text at `nats` codes it in `nats / (8 ln 2)` bytes, so the size of a file from
+which the text comes back, with the artifact and nothing else, bounds the score: `size <= 1.001 * nats / (8
+ln 2) + 64`. Coding and decoding each run in a process of their own (`python -m fairway.evaluate.proof`).
 """
 
 import json
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from fairway.core import storage
+from fairway.core.device import keep_freed_memory
 from fairway.core.errors import EvaluationError, FairwayError
 from fairway.core.log import Event, Listener, silent
 from fairway.evaluate.bpb import EvaluateConfig, Score, sample
@@ -69,8 +71,8 @@ def prove(
 ) -> Proof:
     """Confirms `score`, which `evaluate` gave for the same documents and settings.
 
-    `folder` keeps the compressed file (`proof.fwyz`). Raises `EvaluationError` where the text does not come back byte for byte, or
-    the file is larger than the score allows.
+    `folder` keeps the compressed file (`proof.fwyz`). Raises `EvaluationError` where the text does not come
+    back byte for byte, or the file is larger than the score allows.
     """
     if model.path is None:
         raise EvaluationError("A proof needs the artifact file: a fresh process must be able to load it.")
@@ -108,8 +110,8 @@ def prove(
     )
     if proof.text_bytes != score.bytes or proof.bytes > proof.allowed:
         raise EvaluationError(
-            f"The proof failed: {proof.text_bytes} bytes were compressed to {proof.bytes}; the score of {score.bytes} bytes "
-            f"says {by_score:.0f}, and allows {proof.allowed:.0f}."
+            f"The proof failed: {proof.text_bytes} bytes were compressed to {proof.bytes}; "
+            f"the score of {score.bytes} bytes says {by_score:.0f}, and allows {proof.allowed:.0f}."
         )
     return proof
 
@@ -137,7 +139,9 @@ def _read_documents(path: Path) -> list[bytes]:
     return documents
 
 
-def _compress(artifact: str, text: str, target: str, precision: codec.Precision, window: str, stride: str) -> dict[str, Any]:
+def _compress(
+    artifact: str, text: str, target: str, precision: codec.Precision, window: str, stride: str
+) -> dict[str, Any]:
     coder = load(artifact).coder(precision, window=int(window), stride=int(stride))
     start = time.monotonic()
     compressed = codec.compress(coder, _read_documents(Path(text)))
@@ -157,8 +161,10 @@ def main(arguments: Sequence[str]) -> int:
     """One half of a proof; prints its figures as JSON."""
     threads, verb, *rest = arguments
     torch.set_num_threads(int(threads))
+    keep_freed_memory()
     try:
-        print(json.dumps(_compress(*rest) if verb == "compress" else _decompress(*rest)))  # pyrefly: ignore[bad-argument-type]
+        half: Callable[..., dict[str, Any]] = _compress if verb == "compress" else _decompress
+        print(json.dumps(half(*rest)))
     except FairwayError as error:
         print(error, file=sys.stderr)
         return error.exit_code

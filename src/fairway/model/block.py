@@ -1,11 +1,10 @@
 """One layer: a mixer and a feed-forward, each inside a residual branch.
 
-F is the mixer or the feed-forward, N a norm, s the branch's scale:
-`pre`: `x + s F(N(x))` (Xiong et al. 2020, arXiv:2002.04745); `post`: `N(x + s F(x))`; `sandwich`: `x + s N(F(N(x)))` (Ding et al. 2021,
-arXiv:2105.13290); `deepnorm`: `N(a x + s F(x))`, `a = (2 L)^(1/4)` over L layers (Wang et al. 2022, arXiv:2203.00555; its smaller
+F is the mixer or the feed-forward, N a norm, s the branch's scale: `pre`: `x + s F(N(x))` (Xiong et al. 2020,
+arXiv:2002.04745); `post`: `N(x + s F(x))`; `sandwich`: `x + s N(F(N(x)))` (Ding et al. 2021, arXiv:2105.13290);
+`deepnorm`: `N(a x + s F(x))`, `a = (2 L)^(1/4)` over L layers (Wang et al. 2022, arXiv:2203.00555; its smaller
 initial weights are not needed, as outputs of mixers and feed-forwards begin at zero). In a parallel block mixer and
-feed-forward read the same input, `x + s F1(N1(x)) + s F2(N2(x))`. Shape key: B batch, T time, D width.
-"""
+feed-forward read the same input, `x + s F1(N1(x)) + s F2(N2(x))`. Shape key: B batch, T time, D width."""
 
 import math
 from typing import Literal
@@ -135,9 +134,7 @@ class Block(Stateful):
             x_BTD = norm(x_BTD)
         return x_BTD if self.entering == 1.0 else x_BTD * self.entering
 
-    def _exit(
-        self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm, after: Norm | None, scale: "Gain | None"
-    ) -> Tensor:
+    def _exit(self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm, after: Norm | None, scale: "Gain | None") -> Tensor:
         """The stream with a branch's output in it."""
         if after is not None:
             y_BTD = after(y_BTD)

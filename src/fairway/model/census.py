@@ -30,7 +30,11 @@ def part_of_each_parameter(model: LanguageModel) -> dict[str, str]:
 
     def walk(module: nn.Module, prefix: str, label: str) -> Iterator[tuple[str, str]]:
         if label == OTHER:
-            label = "head" if module is model.head else next((name for kind, name in _KINDS if isinstance(module, kind)), OTHER)
+            label = (
+                "head"
+                if module is model.head
+                else next((name for kind, name in _KINDS if isinstance(module, kind)), OTHER)
+            )
         for name, _ in module.named_parameters(recurse=False):
             yield prefix + name, label
         for name, child in module.named_children():

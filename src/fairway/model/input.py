@@ -1,9 +1,8 @@
 """What is done to the embedded input before the first block: smeared, told its position, scaled.
 
-`x_t = (1 - sigmoid(g)) x_t + sigmoid(g) x_(t-1)`, g one number per feature, x_(t-1) = 0 for the first token of a document; then
-`x = s x`, s = sqrt(D) or a learned scalar that begins there. The state is the last embedded vector. The gate is from the
-records of OpenAI's Parameter Golf challenge. Shape key: B batch, T time, D width.
-"""
+`x_t = (1 - sigmoid(g)) x_t + sigmoid(g) x_(t-1)`, g one number per feature, x_(t-1) = 0 for the first token of a
+document; then `x = s x`, s = sqrt(D) or a learned scalar that begins there. The state is the last embedded vector.
+The gate is from the records of OpenAI's Parameter Golf challenge. Shape key: B batch, T time, D width."""
 
 import math
 

@@ -16,14 +16,27 @@ from fairway.model.parts import Part, Role
 class Linear(Part):
     """`forward(x_...I) -> y_...O`."""
 
-    def __init__(self, inputs: int, outputs: int, *, role: Role = Role.MATRIX, gain: float = 1.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        role: Role = Role.MATRIX,
+        gain: float = 1.0,
+        pieces: tuple[int, ...] = (),
+    ) -> None:
+        """`pieces`: rows of each matrix where several are fused along the outputs."""
         super().__init__()
+        self.fused = pieces
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.role = role
         self.gain = gain
 
     def roles(self) -> dict[str, Role]:
         return {"weight": self.role}
+
+    def pieces(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": self.fused} if self.fused else {}
 
     def init_weights(self, generator: torch.Generator) -> None:
         deviation = self.gain / math.sqrt(self.weight.shape[1])

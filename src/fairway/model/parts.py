@@ -41,7 +41,7 @@ class Part(nn.Module, ABC):
         """Rows of each matrix inside a parameter that fuses several along its rows; others are one matrix."""
         return {}
 
-    def init_weights(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:  # noqa: ARG002
         """Fills the parameters owned directly by this module."""
         assert not self.roles(), f"{type(self).__name__} owns parameters and must fill them"
 
@@ -109,7 +109,10 @@ class Position(Part):
     """False where the rotation depends on the whole length seen: then un-rotated keys must be cached."""
 
     def rotate(self, x_BHTK: Tensor, positions_BT: Tensor, length: int) -> Tensor:  # noqa: ARG002
-        """Queries or keys turned by their positions (int64; the first dimension may be 1). `length`: tokens seen so far."""
+        """Queries or keys turned by their positions (int64; the first dimension may be 1).
+
+        `length` is one that `span` named, and 0 where that is None.
+        """
         return x_BHTK
 
     def span(self, positions_BT: Tensor) -> Tensor | None:  # noqa: ARG002
@@ -199,7 +202,7 @@ class Site:
 class MixerConfig(Technique):
     """Settings of a mixer."""
 
-    def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: B008
+    def build(self, width: int, site: Site = Site()) -> Mixer:
         """A mixer of `width` features for one layer."""
         raise NotImplementedError
 
@@ -215,7 +218,7 @@ class MixerConfig(Technique):
 class FfnConfig(Technique):
     """Settings of a feed-forward."""
 
-    def build(self, width: int, site: Site = Site()) -> Ffn:  # noqa: B008
+    def build(self, width: int, site: Site = Site()) -> Ffn:
         """A feed-forward of `width` features for one layer."""
         raise NotImplementedError
 
@@ -239,7 +242,7 @@ class EmbeddingConfig(Technique):
     smear: bool = False
     """Mix each embedded token with the one before it by a learned gate per feature."""
 
-    def build(self, vocabulary: int, width: int, site: InputSite = InputSite()) -> Embedding:  # noqa: B008
+    def build(self, vocabulary: int, width: int, site: InputSite = InputSite()) -> Embedding:
         """An embedding of `vocabulary` ids into `width` features; scale and smear are left to the model."""
         raise NotImplementedError
 
@@ -251,7 +254,10 @@ class DepthConfig(Technique):
     """Applications of a block from input to output."""
 
     def build(self, make_block: "Callable[[int, int], Stateful]", width: int) -> Depth:
-        """Composes blocks made by `make_block(layer, layers)`, each a `forward(x, state, context) -> (x, state, aux)`."""
+        """Composes blocks made by `make_block(layer, layers)`.
+
+        Each is a `forward(x, state, context) -> (x, state, aux)`, in a model a `fairway.model.block.Block`.
+        """
         raise NotImplementedError
 
     @classmethod

@@ -1,9 +1,8 @@
 """Point functions in the place of normalisation, and the four properties that make one fit for it.
 
-`y = gain .* f(alpha x + shift) + bias`: f squashes each number by itself, so nothing is averaged over the width. alpha and
-shift are one scalar each. A fit f is zero-centred, bounded, sensitive near zero and monotone (Chen et al. 2025,
-arXiv:2512.10938, after Zhu et al. 2025, arXiv:2503.10622). Shape key: D width.
-"""
+`y = gain .* f(alpha x + shift) + bias`: f squashes each number by itself, so nothing is averaged over the width.
+alpha and shift are one scalar each. A fit f is zero-centred, bounded, sensitive near zero and monotone (Chen et al.
+2025, arXiv:2512.10938, after Zhu et al. 2025, arXiv:2503.10622). Shape key: D width."""
 
 import math
 from abc import abstractmethod

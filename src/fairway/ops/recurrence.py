@@ -1,8 +1,8 @@
 """The first-order linear recurrence every state-space op rests on, with its own backward pass.
 
-`h_t = a_t .* h_(t-1) + b_t`. Backward: `g_t = dL/dh_t + a_(t+1) .* g_(t+1)`, `db_t = g_t`, `da_t = g_t .* h_(t-1)`.
-One fused multiply-add per step; everything else a caller does stays parallel over time. Both directions are
-PyTorch operators (`fairway::recurrence`), so a compiler sees one node and not a loop.
+`h_t = a_t .* h_(t-1) + b_t`. Backward: `g_t = dL/dh_t + a_(t+1) .* g_(t+1)`, `db_t = g_t`,
+`da_t = g_t .* h_(t-1)`. One fused multiply-add per step; everything else a caller does stays parallel over
+time. Both directions are PyTorch operators (`fairway::recurrence`), so a compiler sees one node and not a loop.
 """
 
 from typing import Any

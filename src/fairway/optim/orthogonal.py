@@ -60,9 +60,7 @@ def coefficients(name: CoefficientName, steps: int) -> tuple[Coefficients, ...]:
     return (*safe, *chosen[-1:])
 
 
-def orthogonalise(
-    x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequence[int] | None = None
-) -> Tensor:
+def orthogonalise(x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequence[int] | None = None) -> Tensor:
     """Nearly orthogonal matrices with the singular vectors of the given ones; a zero matrix stays zero.
 
     Computes in the dtype of `x_NRC` and overwrites it. `periods` are the numbers of steps between products

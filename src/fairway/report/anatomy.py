@@ -113,7 +113,9 @@ def weights_by_part(path: Path) -> dict[str, Weights]:
     gathered: dict[str, list[np.ndarray]] = {}
     for name, tensor in artifact.restore(contents).items():
         if tensor.dim() > 1:
-            gathered.setdefault(parts.get(name, "other"), []).append(tensor.float().reshape(-1, tensor.shape[-1]).numpy())
+            gathered.setdefault(parts.get(name, "other"), []).append(
+                tensor.float().reshape(-1, tensor.shape[-1]).numpy()
+            )
     found = {}
     for part, matrices in gathered.items():
         exact = np.concatenate([matrix.ravel() for matrix in matrices])

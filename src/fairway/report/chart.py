@@ -104,12 +104,16 @@ def bars(title: str, items: Sequence[Bar]) -> str:
     for index, item in enumerate(items):
         middle = 4 + row * index + row / 2
         length = max(1.5, item.value / longest * (width - names - labels))
-        parts.append(f'<text class="name" x="{names - 12}" y="{middle + 4.5:.1f}" text-anchor="end">{escape(_cut(item.name, 21))}</text>')
+        parts.append(
+            f'<text class="name" x="{names - 12}" y="{middle + 4.5:.1f}" text-anchor="end">{escape(_cut(item.name, 21))}</text>'
+        )
         parts.append(
             f'<rect class="fill{item.colour % 6}" x="{names}" y="{middle - 8:.1f}" width="{length:.1f}" height="16" rx="3">'
             f"<title>{escape(item.name)}: {escape(item.label)}</title></rect>"
         )
-        parts.append(f'<text class="value" x="{names + length + 8:.1f}" y="{middle + 4.5:.1f}">{escape(item.label)}</text>')
+        parts.append(
+            f'<text class="value" x="{names + length + 8:.1f}" y="{middle + 4.5:.1f}">{escape(item.label)}</text>'
+        )
     return _wrap(title, width, height, parts)
 
 
@@ -152,11 +156,17 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> None:
     for value in y_ticks:
         y = frame.y(value)
         frame.parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
-        frame.parts.append(f'<text class="tick" x="{LEFT - 9}" y="{y + 4:.1f}" text-anchor="end">{_number(value, y_ticks)}</text>')
+        frame.parts.append(
+            f'<text class="tick" x="{LEFT - 9}" y="{y + 4:.1f}" text-anchor="end">{_number(value, y_ticks)}</text>'
+        )
     for value in x_ticks:
-        frame.parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{_number(value, x_ticks)}</text>')
+        frame.parts.append(
+            f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{_number(value, x_ticks)}</text>'
+        )
     frame.parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-    frame.parts.append(f'<text class="label" x="{right}" y="{frame.height - 5}" text-anchor="end">{escape(x_label)}</text>')
+    frame.parts.append(
+        f'<text class="label" x="{right}" y="{frame.height - 5}" text-anchor="end">{escape(x_label)}</text>'
+    )
     middle = (TOP + bottom) / 2
     frame.parts.append(
         f'<text class="label" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(y_label)}</text>'
@@ -171,7 +181,9 @@ def _draw(frame: _Frame, curve: Line, colour: int) -> None:
     frame.parts.append(f'<path class="line line{colour % 6}" d="{path}"><title>{escape(curve.name)}</title></path>')
     if curve.dots or len(points) == 1:
         for (x, y), value in zip(points, curve.y, strict=True):
-            frame.parts.append(f'<circle class="fill{colour % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{value:.4f}</title></circle>')
+            frame.parts.append(
+                f'<circle class="fill{colour % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{value:.4f}</title></circle>'
+            )
 
 
 def _svg(title: str, frame: _Frame, legend: Sequence[str]) -> str:

@@ -62,7 +62,9 @@ def render(folder: Path) -> str:
         weights=_weights(artifact, contents),
         tensor_columns=("tensor", "shape", "bytes", "bits/weight", "entropy", "overhead", "zeros"),
         tensors=_tensors(contents),
-        summary=_block("The run", {key: value for key, value in summary.items() if key not in ("machine", "run", "artifact")}),
+        summary=_block(
+            "The run", {key: value for key, value in summary.items() if key not in ("machine", "run", "artifact")}
+        ),
         machine=_block("The machine", summary.get("machine") or {}),
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
     )
@@ -120,7 +122,11 @@ def _curves(records: list[dict[str, Any]], score: Mapping[str, Any]) -> list[dic
     loss_chart = lines("Training loss over time", loss, x, "nats per token", width=HALF)
     pace_chart = lines("Tokens per second over time", pace, x, "tokens per second", width=HALF, from_zero=True)
     charts = [
-        ("Bits per byte", lines("Bits per byte over time", bpb, x, "bits per byte", marks=marks), "Training is smoothed."),
+        (
+            "Bits per byte",
+            lines("Bits per byte over time", bpb, x, "bits per byte", marks=marks),
+            "Training is smoothed.",
+        ),
         ("Training loss", loss_chart, "Smoothed."),
         ("Pace", pace_chart, "Smoothed."),
     ]
@@ -151,7 +157,9 @@ def _smoothed(name: str, x: list[float], y: list[float]) -> Line:
 
 
 def _seconds(ledger: Mapping[str, Any]) -> dict[str, Any] | None:
-    phases = {name: float(value) for name, value in ledger.items() if isinstance(value, (int, float)) and value >= 0.005}
+    phases = {
+        name: float(value) for name, value in ledger.items() if isinstance(value, (int, float)) and value >= 0.005
+    }
     total = sum(phases.values())
     ordered = sorted(phases.items(), key=lambda item: -item[1])
     items = [Bar(name, value, f"{show_seconds(value)} · {100 * value / total:.1f} %") for name, value in ordered]
@@ -229,7 +237,9 @@ def _tensors(contents: Anatomy | None) -> list[tuple[str, ...]]:
 
 
 def _block(title: str, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = [(_words(key), show_bytes(value) if key.endswith("_bytes") else _shown(value)) for key, value in facts.items()]
+    rows = [
+        (_words(key), show_bytes(value) if key.endswith("_bytes") else _shown(value)) for key, value in facts.items()
+    ]
     return {"title": title, "rows": rows} if rows else None
 
 

@@ -1,9 +1,10 @@
 """Lossless compression of documents with a language model: range coding of its predictions.
 
-A token costs `-log2 p` bits, so the file is as long as the score says. Probabilities are made from logits in integers: each logit is
-rounded to a grid of 128 steps per factor of two, and its weight is read from a table of powers of two. Both sides run the same
-steps in the same batches, so their logits agree bit for bit on one machine; in float64 they agree to far less than one step of the
-grid on any machine. Range coder: Martin 1979, through `constriction`. Shape key: B batch, V vocabulary.
+A token costs `-log2 p` bits, so the file is as long as the score says. Probabilities are made from logits in
+integers: each logit is rounded to a grid of 128 steps per factor of two, and its weight is read from a table
+of powers of two. Both sides run the same steps in the same batches, so their logits agree bit for bit on one
+machine; in float64 they agree to far less than one step of the grid on any machine. Range coder: Martin
+1979, through `constriction`. Shape key: B batch, V vocabulary.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ _FOREIGN = "This is not a text compressed by Fairway: "
 
 @dataclass(frozen=True)
 class Coder:
-    """A network in the precision it codes in, its tokenizer and windows, and a tag by which its files know it."""
+    """A network in the precision it codes in, its tokenizer and windows, and the tag its files bear."""
 
     network: LanguageModel
     tokenizer: Tokenizer
@@ -63,12 +64,14 @@ class Compressed:
 
 
 def compress(coder: Coder, documents: Sequence[bytes]) -> Compressed:
-    """Documents as one compressed file; raises `DataError` where the tokenizer cannot give a document back."""
+    """Documents as one compressed file; raises `DataError` for one that the tokenizer cannot give back."""
     tokenizer = coder.tokenizer
     tokens = tokenizer.encode_all(list(documents))
     for index, (ids, text) in enumerate(zip(tokens, documents, strict=True)):
         if tokenizer.decode(ids) != text:
-            raise DataError(f"Document {index} does not survive its tokenizer, so it cannot be compressed without loss.")
+            raise DataError(
+                f"Document {index} does not survive its tokenizer, so it cannot be compressed without loss."
+            )
     threads = torch.get_num_threads()
     header = _Header(
         coder.precision,
@@ -104,19 +107,21 @@ def compress(coder: Coder, documents: Sequence[bytes]) -> Compressed:
 def decompress(coder: Coder, data: bytes) -> list[bytes]:
     """The documents in a compressed file.
 
-    Raises `DataError` where the file is damaged, comes from another model, or was coded in float32 on a machine that rounds
-    differently.
+    Raises `DataError` where the file is damaged, comes from another model, or was coded in float32 on a
+    machine that rounds differently.
     """
     header, words = _Header.read(data)
     if header.tag != coder.tag:
         raise DataError("This text was compressed with another model; give the artifact that compressed it.")
     if (header.precision, header.policy) != (coder.precision, coder.policy):
         raise DataError(
-            f"This text was compressed in {header.precision} by {header.policy}, and is being read in {coder.precision} "
-            f"by {coder.policy}."
+            f"This text was compressed in {header.precision} by {header.policy}, "
+            f"and is being read in {coder.precision} by {coder.policy}."
         )
     # Zero bytes at the end are not stored.
-    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words + bytes(-len(words) % 4), "<u4").astype(np.uint32))
+    decoder = constriction.stream.queue.RangeDecoder(
+        np.frombuffer(words + bytes(-len(words) % 4), "<u4").astype(np.uint32)
+    )
     edge = coder.tokenizer.boundary
     decoded: list[list[int]] = [[] for _ in range(header.documents)]
     left = header.tokens
@@ -149,8 +154,10 @@ def settings(data: bytes) -> tuple[Precision, Policy]:
 
 
 def weights(logits_BV: Tensor) -> np.ndarray:
-    """Integer weights of all tokens as float64, (B, V); the likeliest is near 2^24, the hopeless are 0 (the coder
-    gives those its smallest probability, 2^-24)."""
+    """Integer weights of all tokens as float64, (B, V); the likeliest is near 2^24.
+
+    The hopeless get 0, which the coder raises to its smallest probability, 2^-24.
+    """
     steps_BV = (logits_BV.double() * (_GRID / math.log(2))).round_().long()
     below_BV = (steps_BV.amax(-1, keepdim=True) - steps_BV).clamp_(max=(_TABLE_BITS + 1) * _GRID)
     return (_powers()[below_BV % _GRID] >> (below_BV // _GRID)).double().numpy()
@@ -191,7 +198,11 @@ class _Header:
         version, precision, threads = data[len(_MAGIC) : start]
         if version != _VERSION or precision >= len(_PRECISIONS) or threads < 1:
             raise DataError(f"{_FOREIGN}its header names version {version}; this is version {_VERSION}.")
-        tag, environment, digest = data[start : start + 8], data[start + 8 : start + 12], data[start + 12 : start + 20]
+        tag, environment, digest = (
+            data[start : start + 8],
+            data[start + 8 : start + 12],
+            data[start + 12 : start + 20],
+        )
         place, numbers = start + 20, []
         for _ in range(4):
             number, place = _read_varint(data, place)
@@ -200,13 +211,15 @@ class _Header:
         if not 1 <= stride <= window <= _LARGEST_WINDOW or documents > tokens:
             raise DataError(f"{_FOREIGN}its header counts {documents} documents in {tokens} tokens, window {window}.")
         policy = Policy(window, stride)
-        return _Header(_PRECISIONS[precision], threads, policy, tag, environment, digest, documents, tokens), data[place:]
+        return _Header(_PRECISIONS[precision], threads, policy, tag, environment, digest, documents, tokens), data[
+            place:
+        ]
 
 
 def _unreadable(header: _Header) -> DataError:
     why = "it is damaged"
     if header.environment != _environment() and header.precision == "fp32":
-        why += ", or it was coded in fp32 on a machine or torch version that rounds differently (fp64 files are portable)"
+        why += ", or it was coded in fp32 by a machine or torch version that rounds differently"
     return DataError(f"This compressed text cannot be restored: {why}.")
 
 

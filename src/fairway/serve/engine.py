@@ -1,7 +1,8 @@
 """Decoding by carried state: prefill once, then one token at a time.
 
-The windows are those of scoring (`window.py`): when a window is full, the next one is filled with the last L - S inputs and decoding goes
-on from its state. So every distribution is the one that scoring the finished text would use. Shape key: B batch, T time, V vocabulary.
+The windows are those of scoring (`window.py`): when a window is full, the next one is filled with the last L
+- S inputs and decoding goes on from its state. So every distribution is the one that scoring the finished
+text would use. Shape key: B batch, T time, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,10 +51,11 @@ Choose = Callable[[Tensor, list[int]], Sequence[int]]
 
 @torch.inference_mode()
 def walk(network: LanguageModel, policy: Policy, boundary: int, lanes: int, at_once: int, choose: Choose) -> None:
-    """Grows `lanes` sequences from the boundary until each reaches its next boundary, asking `choose` for every token.
+    """Grows `lanes` sequences from the boundary to the next boundary, asking `choose` for every token.
 
-    `choose(logits_BV, indices)` gets the logits of the sequences named by `indices` and returns their next tokens. Which sequences are
-    computed together depends on their lengths alone, so two walks over the same tokens do the same arithmetic bit for bit.
+    `choose(logits_BV, indices)` gets the logits of the sequences named by `indices` and returns their next
+    tokens. Which sequences are computed together depends on their lengths alone, so two walks over the same
+    tokens do the same arithmetic bit for bit.
     """
     histories = [[boundary] for _ in range(lanes)]
     open_lanes = list(range(lanes))
@@ -64,16 +66,21 @@ def walk(network: LanguageModel, policy: Policy, boundary: int, lanes: int, at_o
 
 
 def _walk_window(
-    network: LanguageModel, policy: Policy, boundary: int, histories: list[list[int]], rows: list[int], choose: Choose
+    network: LanguageModel,
+    policy: Policy,
+    boundary: int,
+    histories: list[list[int]],
+    rows: list[int],
+    choose: Choose,
 ) -> None:
     """Carries some sequences of equal length through the window that scores their next targets."""
     length = len(histories[rows[0]])
     start = policy.window(length - 1).start
     inputs_BT = torch.tensor([histories[lane][start:] for lane in rows], device=network.device)
-    state: State | None = None
+    state: State = ()
     alive = list(range(len(rows)))
     for _ in range(start + policy.length - length + 1):
-        output = network(inputs_BT, state)
+        output = network(inputs_BT, state or None)
         state = output.state
         logits_BV = network.logits(output.hidden_BTD[:, -1:])[:, 0]
         chosen = choose(logits_BV[alive] if len(alive) < len(rows) else logits_BV, [rows[place] for place in alive])

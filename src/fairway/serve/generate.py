@@ -12,9 +12,14 @@ from fairway.serve.window import Policy
 
 
 def generate_tokens(
-    network: LanguageModel, policy: Policy, prompt: Sequence[int], count: int, boundary: int, config: SamplerConfig
+    network: LanguageModel,
+    policy: Policy,
+    prompt: Sequence[int],
+    count: int,
+    boundary: int,
+    config: SamplerConfig,
 ) -> Iterator[int]:
-    """Up to `count` tokens after a prompt that begins with the boundary; ends at the next boundary, which is not given."""
+    """Up to `count` tokens after a prompt that begins with the boundary; ends before the next boundary."""
     session = Session(network, policy, prompt)
     sample = Sampler(config)
     for _ in range(count):
@@ -34,7 +39,7 @@ def stream(
     config: SamplerConfig,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Pieces of text; together they are the decoded tokens, invalid UTF-8 shown as U+FFFD, up to the first stop string."""
+    """Pieces of text: together the decoded tokens up to the first stop string, invalid UTF-8 as U+FFFD."""
     if any(not ending for ending in stop):
         raise ConfigError("An empty stop string was given; it would end the text before its first character.")
     tokens = [tokenizer.boundary, *tokenizer.encode(prompt).tolist()]

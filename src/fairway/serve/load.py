@@ -1,10 +1,10 @@
-"""From an artifact file to a model that can be used; nothing else is needed, and nothing in the file is executed."""
+"""From an artifact file to a usable model; nothing else is needed, and nothing in the file is executed."""
 
 from pathlib import Path
 
 import torch
 
-from fairway.artifact import format
+from fairway.artifact.format import Contents, read, restore
 from fairway.core import storage
 from fairway.core.errors import ArtifactError, ConfigError, TokenizerError
 from fairway.data.parts import load_tokenizer
@@ -13,9 +13,9 @@ from fairway.serve.model import Model
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Model:
-    """The model in a `.fwy` file; raises `ArtifactError` for a file that is damaged, hostile or something else."""
+    """The model in a `.fwy` file; raises `ArtifactError` for one that is damaged, hostile or foreign."""
     path = Path(path)
-    contents = format.read(path)
+    contents = read(path)
     try:
         tokenizer = load_tokenizer(contents.tokenizer_kind, contents.tokenizer)
         network = ModelConfig.read(contents.model, origin="model").skeleton(contents.vocabulary)
@@ -23,21 +23,23 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Model:
         raise ArtifactError(f"{path} cannot be used: {error}") from None
     if tokenizer.vocabulary != contents.vocabulary:
         raise ArtifactError(
-            f"{path} has a tokenizer of {tokenizer.vocabulary} ids and a model of {contents.vocabulary}; they must agree."
+            f"{path} has a tokenizer of {tokenizer.vocabulary} ids and a model of {contents.vocabulary}."
         )
     return Model(_filled(network, contents, path).to(device), tokenizer, contents.notes, storage.sha256(path), path)
 
 
-def _filled(network: LanguageModel, contents: format.Contents, path: Path) -> LanguageModel:
+def _filled(network: LanguageModel, contents: Contents, path: Path) -> LanguageModel:
     """The network with the artifact's weights; what several names share may stand under any one of them."""
-    weights = format.restore(contents)
+    weights = restore(contents)
     network.to_empty(device="cpu")
     targets = network.state_dict(keep_vars=True)
     wrong = sorted(name for name in weights if name not in targets or targets[name].shape != weights[name].shape)
     given = {id(targets[name]) for name in weights if name in targets}
     missing = sorted(name for name, target in targets.items() if id(target) not in given)
     if wrong or missing:
-        raise ArtifactError(f"{path} does not hold the weights of its model; the first that differs is {(wrong + missing)[0]}.")
+        raise ArtifactError(
+            f"{path} does not hold its model's weights; the first that differs is {(wrong + missing)[0]}."
+        )
     with torch.no_grad():
         for name, value in weights.items():
             targets[name].copy_(value)

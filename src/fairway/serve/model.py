@@ -22,7 +22,7 @@ from fairway.serve.scoring import Documents, NetworkPredictor, TextScore, score_
 from fairway.serve.window import Policy
 
 SEGMENT = 1 << 15
-"""Bytes of text that are compressed as one sequence by `Model.compress`; segments are computed side by side."""
+"""Bytes that `Model.compress` codes as one sequence; sequences are computed side by side."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,11 @@ class Model:
         return logits_BTV[0] if single else logits_BTV
 
     def score(
-        self, text: bytes | str | Sequence[bytes], *, stride: int | None = None, documents: Documents = "reset"
+        self,
+        text: bytes | str | Sequence[bytes],
+        *,
+        stride: int | None = None,
+        documents: Documents = "reset",
     ) -> TextScore:
         """Bits per byte of a text, or of several documents, by sliding windows; `evaluate` adds the gates."""
         parts = [_bytes(text)] if isinstance(text, (bytes, str)) else list(text)
@@ -77,8 +81,8 @@ class Model:
     ) -> Iterator[str]:
         """Text that goes on from a prompt, piece by piece as it is made; the prompt itself is not repeated.
 
-        Ends after `tokens` tokens, before the first of the `stop` strings, or where the model ends the document. Settings of the sampler
-        (temperature, top_k, top_p, min_p, seed) may be given by name.
+        Ends after `tokens` tokens, before the first of the `stop` strings, or where the model ends the
+        document. Settings of the sampler (temperature, top_k, top_p, min_p, seed) may be given by name.
         """
         if sampler is not None and sampling:
             raise ConfigError(f"Give either a sampler or {', '.join(sorted(sampling))}, not both.")
@@ -96,7 +100,7 @@ class Model:
         return codec.compress(self.coder(precision), segments).data
 
     def decompress(self, data: bytes) -> bytes:
-        """What `compress` was given; raises `DataError` for anything that is not its output by this very model."""
+        """What `compress` was given; raises `DataError` for anything else than its output by this model."""
         return b"".join(self.decompress_documents(data))
 
     def decompress_documents(self, data: bytes) -> list[bytes]:

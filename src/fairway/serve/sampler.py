@@ -1,8 +1,9 @@
 """How a next token is drawn from logits: temperature, top-k, top-p, min-p, or simply the likeliest.
 
-`p = softmax(logits / temperature)`; top-k keeps the k likeliest tokens (Fan et al. 2018), top-p the smallest set of them that holds p of the
-mass (Holtzman et al. 2019, arXiv:1904.09751), min-p those with at least that share of the likeliest one's probability (Nguyen et
-al. 2024, arXiv:2407.01082), in this order; what is kept is rescaled to sum to one. Shape key: V vocabulary.
+`p = softmax(logits / temperature)`; top-k keeps the k likeliest tokens (Fan et al. 2018), top-p the smallest
+set of them that holds p of the mass (Holtzman et al. 2019, arXiv:1904.09751), min-p those with at least that
+share of the likeliest one's probability (Nguyen et al. 2024, arXiv:2407.01082), in this order; what is kept
+is rescaled to sum to one. Shape key: V vocabulary.
 """
 
 import torch

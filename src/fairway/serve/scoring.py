@@ -1,8 +1,8 @@
 """Nats of text under a predictor, counted here and nowhere else: float64 sums, integer counts.
 
-A predictor gets token prefixes and gives normalised log-probabilities of what follows each; the target is looked up here, so a
-predictor never sees what it is asked for. `bits_per_byte = nats / (ln 2 * bytes)`, bytes counted in the text.
-Shape key: B batch, T time, V vocabulary.
+A predictor gets token prefixes and gives normalised log-probabilities of what follows each; the target is
+looked up here, so a predictor never sees what it is asked for. `bits_per_byte = nats / (ln 2 * bytes)`,
+bytes counted in the text. Shape key: B batch, T time, V vocabulary.
 """
 
 import math
@@ -30,7 +30,7 @@ class Predictor(Protocol):
     vocabulary: int
 
     def predict(self, inputs_BT: Tensor, first: int) -> Tensor:
-        """Natural-log probabilities of the token after each of the positions `first`, ..., T - 1: (B, T - first, V).
+        """Natural-log probabilities of the token after each position from `first` on: (B, T - first, V).
 
         Row b at position t may depend on `inputs_BT[b, : t + 1]` alone.
         """
@@ -78,7 +78,7 @@ Observer = Callable[[Batch, Tensor], None]
 """Told of each batch and its log-probabilities for the positions from `Batch.first` on."""
 
 
-def _ignore(part: Batch, log_p_BTV: Tensor) -> None:  # noqa: ARG001
+def _ignore(part: Batch, log_p_BTV: Tensor) -> None:
     """Observes nothing."""
 
 
@@ -136,7 +136,11 @@ def rows_at_once(policy: Policy, vocabulary: int, batch: int) -> int:
 
 
 def score_sequences(
-    predictor: Predictor, sequences: Sequence[np.ndarray], policy: Policy, batch: int = 32, observe: Observer = _ignore
+    predictor: Predictor,
+    sequences: Sequence[np.ndarray],
+    policy: Policy,
+    batch: int = 32,
+    observe: Observer = _ignore,
 ) -> Tally:
     """Nats of every target of every sequence."""
     tally = Tally(sequences)
@@ -148,7 +152,11 @@ def score_sequences(
 
 
 def score_documents(
-    predictor: Predictor, tokenizer: Tokenizer, documents: Sequence[bytes], policy: Policy, mode: Documents = "reset"
+    predictor: Predictor,
+    tokenizer: Tokenizer,
+    documents: Sequence[bytes],
+    policy: Policy,
+    mode: Documents = "reset",
 ) -> TextScore:
     """The score of documents, without gates."""
     tokens = tokenizer.encode_all(list(documents))

@@ -1,8 +1,9 @@
 """Which tokens a model sees for each prediction: windows over a sequence of targets.
 
-With window L and stride S <= L, window k starts at input k S, sees the inputs up to k S + L and scores the targets not yet scored:
-every target exactly once, and every one after the first window with at least L - S + 1 inputs. S = L is the plain evaluation.
-Scoring, compression and generation all follow this one definition. Shape key: B batch, T time.
+With window L and stride S <= L, window k starts at input k S, sees the inputs up to k S + L and scores the
+targets not yet scored: every target exactly once, and every one after the first window with at least L - S +
+1 inputs. S = L is the plain evaluation. Scoring, compression and generation all follow this one definition.
+Shape key: B batch, T time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ _BUCKET = 32
 
 @dataclass(frozen=True)
 class Window:
-    """Inputs [start, stop) of a sequence; the targets [first, stop) are scored. Target t is what follows input t."""
+    """Inputs [start, stop) of a sequence, which score the targets [first, stop). Target t follows input t."""
 
     start: int
     first: int
@@ -38,7 +39,7 @@ class Policy:
             raise ConfigError(f"A stride of {self.stride} was given; 1 to the window of {self.length} would work.")
 
     def window(self, target: int) -> Window:
-        """The window, cut after `target`, in which this target is scored, and where that window's scoring begins."""
+        """The window in which this target is scored, cut behind it."""
         if target < self.length:
             return Window(0, 0, target + 1)
         start = -(-(target + 1 - self.length) // self.stride) * self.stride

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fairway.core.config import Technique
+from fairway.optim.parts import Optimizer
 
 
 class Precision(ABC):
     """How a training step computes. A step calls `forward`, `scale`, then `unscale`, then `update`."""
+
+    def attach(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """Tells the optimizer how to store what it computes; called once, before the first step."""
 
     @abstractmethod
     def forward(self) -> AbstractContextManager[object]:
@@ -21,13 +25,13 @@ class Precision(ABC):
         """The loss to differentiate."""
         return loss
 
-    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
+    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:  # noqa: B027
         """Brings the gradients back to the scale of the loss; called once, before clipping."""
 
-    def update(self, finite: bool) -> None:
+    def update(self, finite: bool) -> None:  # noqa: B027
         """Learns whether the step's gradients were finite: one decision for all optimizers."""
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027
         """Called after the optimizer changed the parameters."""
 
     def state(self) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Text files of any content are read byte for byte, long ones in documents of bounded size."""
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_long_file_is_cut_behind_line_ends_and_loses_nothing(
     found = documents(path, document_bytes=size)
     assert b"".join(found) == data
     assert all(len(part) <= size for part in found)
-    for part, after in zip(found, found[1:], strict=False):
+    for part, after in pairwise(found):
         assert part.endswith(b"\n") or b"\n" not in part
         assert after
 

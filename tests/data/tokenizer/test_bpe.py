@@ -17,9 +17,7 @@ from fairway.data.words import FIRST_PIECE, splitter
 TEXT = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_bytes()
 
 
-def brute_force_merges(
-    documents: list[bytes], vocabulary: int, digits: str, spaces: str
-) -> list[tuple[int, int]]:
+def brute_force_merges(documents: list[bytes], vocabulary: int, digits: str, spaces: str) -> list[tuple[int, int]]:
     """Counts every pair of every word anew before each merge, as the definition says."""
     pattern = splitter(digits, spaces)  # pyrefly: ignore
     counts = Counter(word for document in documents for word in pattern.findall(document))

@@ -16,7 +16,13 @@ TEXT = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_bytes()
 
 def model(**settings: Any) -> bytes:
     written = io.BytesIO()
-    options = {"vocab_size": 600, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2, **settings}
+    options: dict[str, Any] = {
+        "vocab_size": 600,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "minloglevel": 2,
+        **settings,
+    }
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(TEXT.decode().splitlines()), model_writer=written, **options
     )

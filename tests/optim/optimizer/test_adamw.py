@@ -14,9 +14,7 @@ class Pair(Part):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(
-            torch.randn(9, 5, generator=generator(0, "m"), dtype=torch.float64).to(dtype)
-        )
+        self.matrix = nn.Parameter(torch.randn(9, 5, generator=generator(0, "m"), dtype=torch.float64).to(dtype))
         self.gain = nn.Parameter(torch.randn(5, generator=generator(0, "g"), dtype=torch.float64).to(dtype))
 
     def roles(self) -> dict[str, Role]:

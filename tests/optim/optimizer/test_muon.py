@@ -14,7 +14,13 @@ from fairway.model.parts import Part, Role
 from fairway.optim.optimizer.muon import Config, ScaleRule, update_scale
 from fairway.optim.orthogonal import coefficients, orthogonalise
 
-SHAPES = {"square": (16, 16), "wide": (16, 40), "tall": (40, 16), "long": (8, 64), "second": (16, 16)}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "square": (16, 16),
+    "wide": (16, 40),
+    "tall": (40, 16),
+    "long": (8, 64),
+    "second": (16, 16),
+}
 
 
 class Matrices(Part):
@@ -52,23 +58,15 @@ def torch_muon_in_full_precision() -> Iterator[None]:
         yield
 
 
-def peer(
-    model: Matrices, rule: ScaleRule, lr: float, decay: float, nesterov: bool = True
-) -> list[torch.optim.Muon]:
+def peer(model: Matrices, rule: ScaleRule, lr: float, decay: float, nesterov: bool = True) -> list[torch.optim.Muon]:
     """torch's Muon; for `spectral`, which it lacks, one instance per matrix with the factor in its rate."""
     if rule != "spectral":
-        return [
-            torch.optim.Muon(
-                model.parameters(), lr=lr, weight_decay=decay, nesterov=nesterov, adjust_lr_fn=rule
-            )
-        ]
+        return [torch.optim.Muon(model.parameters(), lr=lr, weight_decay=decay, nesterov=nesterov, adjust_lr_fn=rule)]
     peers = []
     for parameter in model.parameters():
         rows, columns = parameter.shape
         factor = math.sqrt(rows / columns) / math.sqrt(max(1.0, rows / columns))
-        peers.append(
-            torch.optim.Muon([parameter], lr=lr * factor, weight_decay=decay / factor, nesterov=nesterov)
-        )
+        peers.append(torch.optim.Muon([parameter], lr=lr * factor, weight_decay=decay / factor, nesterov=nesterov))
     return peers
 
 
@@ -135,8 +133,7 @@ def direction(config: Config, gradient: Tensor, fused: tuple[int, ...] | None = 
 def alone(matrix: Tensor, rule: ScaleRule = "original") -> Tensor:
     rows, columns = matrix.shape
     return (
-        update_scale(rule, rows, columns)
-        * orthogonalise(matrix[None].clone(), coefficients("classic", 5), (1,) * 5)[0]
+        update_scale(rule, rows, columns) * orthogonalise(matrix[None].clone(), coefficients("classic", 5), (1,) * 5)[0]
     )
 
 
@@ -155,9 +152,7 @@ def test_rows_are_equalised_before_the_iteration() -> None:
     gradient = torch.randn(6, 9, generator=generator(3), dtype=torch.float64)
     gradient *= torch.logspace(0, 3, 6, dtype=torch.float64)[:, None]
     even = gradient / gradient.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(
-        direction(Config(equalise_rows=True), gradient), alone(even), rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(direction(Config(equalise_rows=True), gradient), alone(even), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(
         direction(Config(equalise_rows=True), gradient.mT.contiguous()),
         alone(gradient.mT / gradient.mT.norm(dim=1, keepdim=True)),
@@ -216,10 +211,5 @@ def test_scales_by_shape() -> None:
 
 def test_match_rms_adamw_gives_updates_of_a_fifth() -> None:
     gradient = torch.randn(64, 64, generator=generator(8), dtype=torch.float64)
-    rms = (
-        direction(Config(scale="match_rms_adamw", coefficients="cubic", steps=30), gradient)
-        .square()
-        .mean()
-        .sqrt()
-    )
+    rms = direction(Config(scale="match_rms_adamw", coefficients="cubic", steps=30), gradient).square().mean().sqrt()
     assert rms == pytest.approx(0.2, rel=0.01)

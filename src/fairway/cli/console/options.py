@@ -7,7 +7,10 @@ from cyclopts import Parameter
 
 Target = Annotated[
     str,
-    Parameter(show_default=False, help="A recipe (YAML), or the folder of a run to go on with. Without one, the built-in defaults."),
+    Parameter(
+        show_default=False,
+        help="A recipe (YAML), or the folder of a run to go on with. Without one, the built-in defaults.",
+    ),
 ]
 RecipePath = Annotated[str, Parameter(show_default=False, help="A recipe (YAML). Without one, the built-in defaults.")]
 Overrides = Annotated[str, Parameter(help="Changes to the recipe: `model.width=256 model.mixer.kind=attention`.")]
@@ -19,5 +22,9 @@ TimeDial = Annotated[
     str | None,
     Parameter(name="--time", help="Training time (`90s`, `3m`, `1h`); the model's size follows."),
 ]
-Folder = Annotated[Path | None, Parameter(name=["--folder", "-o"], help="Where the run lives; `runs/<name>` if not given.")]
-Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="End with one line of JSON on stdout.")]
+Folder = Annotated[
+    Path | None, Parameter(name=["--folder", "-o"], help="Where the run lives; `runs/<name>` if not given.")
+]
+Json = Annotated[
+    bool, Parameter(name="--json", negative="", show_default=False, help="End with one line of JSON on stdout.")
+]

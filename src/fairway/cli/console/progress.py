@@ -59,16 +59,17 @@ class _Bars:
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
         self.task: TaskID | None = None
-        self.phase = ""
+        self.phase = self.message = ""
         self.figures: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         if event.phase != self.phase or self.task is None:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.phase, self.figures = event.phase, {}
+            self.phase, self.figures, self.message = event.phase, {}, ""
             self.task = self.bar.add_task(event.phase, total=1.0 if event.fraction is not None else None, figures="")
-        if event.message:
+        if event.message and event.message != self.message:
+            self.message = event.message
             self.bar.console.print(event.message, highlight=False, markup=False)
         self.figures |= event.figures
         total = 1.0 if event.fraction is not None else None
@@ -76,11 +77,11 @@ class _Bars:
 
 
 class _Lines:
-    """A line at the start of each phase, for each message, and every few seconds in between."""
+    """A line at the start of each phase, for each new message, and every few seconds in between."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.phase = ""
+        self.phase = self.message = ""
         self.figures: dict[str, float] = {}
         self.last = 0.0
 
@@ -88,11 +89,13 @@ class _Lines:
         now = time.monotonic()
         changed = event.phase != self.phase
         if changed:
-            self.phase, self.figures = event.phase, {}
+            self.phase, self.figures, self.message = event.phase, {}, ""
         self.figures |= event.figures
-        if not (changed or event.message or event.fraction == 1.0 or now - self.last >= SECONDS_BETWEEN_LINES):
+        news = bool(event.message) and event.message != self.message
+        if not (changed or news or event.fraction == 1.0 or now - self.last >= SECONDS_BETWEEN_LINES):
             return
         self.last = now
+        self.message = event.message or self.message
         share = "" if event.fraction is None else f"{100 * event.fraction:.0f} %"
         parts = (f"{event.phase}:", share, described(self.figures), event.message)
         print("  ".join(part for part in parts if part), file=self.stream, flush=True)

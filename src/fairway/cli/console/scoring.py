@@ -9,11 +9,9 @@ from fairway.core.config import override
 from fairway.core.device import use_threads
 from fairway.core.errors import ConfigError
 from fairway.core.log import Listener
-from fairway.data.parts import SOURCES, SourceConfig
+from fairway.data.files import find_files, opened
 from fairway.evaluate.bpb import EvaluateConfig, evaluate
 from fairway.serve.load import load
-
-_WHOLE = 1 << 40
 
 
 def score_files(target: str, paths: Sequence[Path], settings: Sequence[str], listener: Listener) -> dict[str, Any]:
@@ -21,8 +19,7 @@ def score_files(target: str, paths: Sequence[Path], settings: Sequence[str], lis
     config = EvaluateConfig.read(override({}, settings), origin="settings")
     use_threads()
     model = load(artifact_path(target))
-    documents = [document.data for path in paths for document in _whole_files(path).documents()]
-    return evaluate(model, documents, config, listener=listener).plain()
+    return evaluate(model, _whole_files(paths), config, listener=listener).plain()
 
 
 def score_run(folder: str, settings: Sequence[str], listener: Listener) -> dict[str, Any]:
@@ -34,7 +31,9 @@ def score_run(folder: str, settings: Sequence[str], listener: Listener) -> dict[
     return open_folder(folder).evaluate(listener)
 
 
-def _whole_files(path: Path) -> SourceConfig:
-    config = SOURCES.config("text").read({"path": str(path), "document_bytes": _WHOLE}, origin="--text")
-    assert isinstance(config, SourceConfig)
-    return config
+def _whole_files(paths: Sequence[Path]) -> list[bytes]:
+    documents = []
+    for path in find_files([str(path) for path in paths]):
+        with opened(path) as file:
+            documents.append(file.read())
+    return documents

@@ -6,7 +6,7 @@ from pathlib import Path
 from fairway.cli.console.ending import can_resume_by
 from fairway.core.budget import parse_bytes, parse_seconds
 from fairway.core.errors import ConfigError
-from fairway.plan import fit_to_budget
+from fairway.plan import fit_to_budget, known_vocabulary, require_room
 from fairway.run import Recipe, Run, load_recipe
 
 RUNS = Path("runs")
@@ -25,7 +25,11 @@ def chosen_recipe(target: str, overrides: Sequence[str], size: str | None = None
 
 
 def open_run(
-    target: str, overrides: Sequence[str] = (), size: str | None = None, time: str | None = None, folder: Path | None = None
+    target: str,
+    overrides: Sequence[str] = (),
+    size: str | None = None,
+    time: str | None = None,
+    folder: Path | None = None,
 ) -> Run:
     """A new run of a recipe, or the run of a folder to go on with."""
     if target and Path(target).is_dir():
@@ -35,6 +39,9 @@ def open_run(
             )
         return open_folder(target)
     recipe = chosen_recipe(target, overrides, size, time)
+    vocabulary = known_vocabulary(recipe)
+    if vocabulary is not None:
+        require_room(recipe, vocabulary)
     run = Run.create(recipe, folder or RUNS / recipe.name)
     can_resume_by(f"fairway run {run.folder}")
     return run

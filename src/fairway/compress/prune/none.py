@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fairway.compress.parts import Pruner, PrunerConfig
+from fairway.compress.parts import Pruned, Pruner, PrunerConfig
 from fairway.core.config import Source
 from fairway.core.log import Listener, silent
 from fairway.model.lm import LanguageModel
@@ -22,10 +22,5 @@ class Config(PrunerConfig):
 class Nothing(Pruner):
     """Leaves the model as it is."""
 
-    def prune(
-        self,
-        model: LanguageModel,  # noqa: ARG002
-        calibration: Sequence[Tensor],  # noqa: ARG002
-        listener: Listener = silent,  # noqa: ARG002
-    ) -> dict[str, Tensor]:
-        return {}
+    def prune(self, model: LanguageModel, calibration: Sequence[Tensor], listener: Listener = silent) -> Pruned:  # noqa: ARG002
+        return Pruned(model)

@@ -2,17 +2,17 @@
 
 `q = round(w / step_r)`, `step_r = 2^strength dev_r^power dev^(1 - power)`, with dev_r the root mean square
 of row r and dev that of the whole weight. With power 1 the step is k sigma of its row over the number of
-levels; after entropy coding only that ratio counts: about `2.047 - strength` bits a weight. Shape key: R
-rows, C columns.
+levels; after entropy coding only that ratio counts: about `2.047 - strength` bits a weight.
+Shape key: R rows, C columns.
 """
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from fairway.artifact.packing.rows import RESOLUTION, nearest_exponents, pack, steps_of
+from fairway.artifact.packing.rows import pack, steps_of
 from fairway.artifact.parts import Packed
-from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, deviations, removed
+from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, removed
+from fairway.compress.steps import row_exponents
 from fairway.core.config import Source
 
 SOURCE = Source("Parameter Golf contributors", 2026, "https://github.com/openai/parameter-golf")
@@ -40,11 +40,3 @@ class RoundToNearest(Quantizer):
         steps_R = torch.from_numpy(steps_of(exponents_R))
         codes_RC = torch.round(weight_RC / steps_R[:, None]).to(torch.int32).numpy()
         return pack(codes_RC, exponents_R, piece.shape)
-
-
-def row_exponents(weight_RC: torch.Tensor, strength: float, power: float) -> np.ndarray:
-    """Exponents of the steps of rows, on the packing's grid."""
-    deviation_R = deviations(weight_RC).numpy()
-    whole = float(np.sqrt(np.mean(deviation_R**2)))
-    resolution = RESOLUTION
-    return nearest_exponents(2.0**strength * deviation_R**power * whole ** (1 - power), resolution)

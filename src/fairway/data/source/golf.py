@@ -66,14 +66,10 @@ def _shard(path: Path, vocabulary: int) -> np.ndarray:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     if len(header) < 256 or header[0] != _MAGIC or header[1] != 1:
-        raise DataError(
-            f"{path} is not a shard of the challenge: it does not begin with {_MAGIC} and version 1."
-        )
+        raise DataError(f"{path} is not a shard of the challenge: it does not begin with {_MAGIC} and version 1.")
     count = int(header[2])
     if count < 0 or size != _HEADER_BYTES + 2 * count:
-        raise DataError(
-            f"{path} has {size} bytes; {count} tokens, as its header says, would make {1024 + 2 * count}."
-        )
+        raise DataError(f"{path} has {size} bytes; {count} tokens, as its header says, would make {1024 + 2 * count}.")
     if count == 0:
         return np.zeros(0, np.uint16)
     tokens = np.memmap(path, "<u2", "r", _HEADER_BYTES, (count,))

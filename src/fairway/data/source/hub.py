@@ -29,9 +29,7 @@ class Config(SourceConfig):
                 text = record.get(self.field)
                 if not isinstance(text, str):
                     seen = ", ".join(sorted(record))
-                    raise DataError(
-                        f'{self.name}, row {row} : no text in "{self.field}"; its fields are {seen:.200}.'
-                    )
+                    raise DataError(f'{self.name}, row {row} : no text in "{self.field}"; its fields are {seen:.200}.')
                 yield Document(f"{self.name}:{row}", text.encode("utf-8", "surrogatepass"))
                 row += 1
         except (DataError, GeneratorExit, KeyboardInterrupt):
@@ -45,12 +43,6 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
-        raise DataError(
-            "Reading from the hub needs the datasets package: pip install 'fairway[hub]'."
-        ) from None
+        raise DataError("Reading from the hub needs the datasets package: pip install 'fairway[hub]'.") from None
     files = list(config.files) or None
-    return iter(
-        datasets.load_dataset(
-            config.name, config.subset, split=config.split, data_files=files, streaming=True
-        )
-    )
+    return iter(datasets.load_dataset(config.name, config.subset, split=config.split, data_files=files, streaming=True))

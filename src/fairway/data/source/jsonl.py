@@ -18,9 +18,7 @@ from fairway.data.parts import Document, SourceConfig
 
 SOURCE = Source("Ward", 2013, "https://jsonlines.org")
 
-_ENDINGS = tuple(
-    f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", ".gz", ".xz", ".bz2", ".zst")
-)
+_ENDINGS = tuple(f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", ".gz", ".xz", ".bz2", ".zst"))
 
 
 class Config(SourceConfig):
@@ -38,9 +36,7 @@ class Config(SourceConfig):
                 while line := file.readline(self.line_bytes + 1):
                     number += 1
                     if len(line) > self.line_bytes:
-                        raise DataError(
-                            f"{path}, line {number} has more than {self.line_bytes:,} bytes (line_bytes)."
-                        )
+                        raise DataError(f"{path}, line {number} has more than {self.line_bytes:,} bytes (line_bytes).")
                     if line.strip():
                         yield Document(f"{path}:{number}", self._text(line, path, number))
 
@@ -50,11 +46,7 @@ class Config(SourceConfig):
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}.") from None
         if not isinstance(record, dict) or self.field not in record:
-            seen = (
-                f"the fields {', '.join(sorted(record))}"
-                if isinstance(record, dict)
-                else f"a {_kind(record)}"
-            )
+            seen = f"the fields {', '.join(sorted(record))}" if isinstance(record, dict) else f"a {_kind(record)}"
             raise DataError(f'{path}, line {number} has no field "{self.field}"; it holds {seen:.200}.')
         text = record[self.field]
         if not isinstance(text, str):

@@ -43,8 +43,6 @@ class Config(SourceConfig):
         for batch in file.iter_batches(_ROWS, columns=[self.field]):
             for value in batch.column(0).to_pylist():
                 if not isinstance(value, (str, bytes)):
-                    raise DataError(
-                        f'{path}, row {row}: "{self.field}" is {type(value).__name__}; it must be text.'
-                    )
+                    raise DataError(f'{path}, row {row}: "{self.field}" is {type(value).__name__}; it must be text.')
                 yield Document(f"{path}:{row}", value.encode() if isinstance(value, str) else value)
                 row += 1

@@ -24,9 +24,7 @@ class Config(SourceConfig):
         home = Path(sysconfig.get_paths()["stdlib"])
         names = sorted(_modules(home))
         if not names:
-            raise DataError(
-                f"This Python has no standard library in source form at {home}; use another source."
-            )
+            raise DataError(f"This Python has no standard library in source form at {home}; use another source.")
         for name in names:
             try:
                 yield Document(name, (home / name).read_bytes())

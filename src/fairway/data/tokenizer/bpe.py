@@ -198,9 +198,7 @@ def _follow(merges: Sequence[Merge]) -> tuple[list[bytes], dict[Merge, tuple[int
     ranks: dict[Merge, tuple[int, int]] = {}
     for rank, (left, right) in enumerate(merges):
         if not (0 <= left < len(table) and 0 <= right < len(table)) or BOUNDARY in (left, right):
-            raise TokenizerError(
-                f"Merge {rank} joins ids {left} and {right}, which are not pieces made before it."
-            )
+            raise TokenizerError(f"Merge {rank} joins ids {left} and {right}, which are not pieces made before it.")
         if (left, right) in ranks:
             raise TokenizerError(f"Merge {rank} joins ids {left} and {right} a second time.")
         piece = table[left] + table[right]

@@ -46,18 +46,14 @@ class PretrainedTokenizer(Tokenizer):
             names: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
         size = max(names.values(), default=-1) + 1
         if not 0 < size <= LARGEST_VOCABULARY:
-            raise TokenizerError(
-                f"A vocabulary of {size:,} ids is refused; 1 to {LARGEST_VOCABULARY:,} would work."
-            )
+            raise TokenizerError(f"A vocabulary of {size:,} ids is refused; 1 to {LARGEST_VOCABULARY:,} would work.")
         byte_level = _uses_byte_level(described)
         self._table = _table(names, size, described, byte_level)
         found = [names[name] for name in _BOUNDARIES if name in names and not self._table[names[name]]]
         self.boundary = found[0] if found else size
         self._table += [b""] * (self.boundary == size)
         self.vocabulary = len(self._table)
-        self._singles = (
-            [names.get(spelled(bytes([byte])), -1) for byte in range(256)] if byte_level else [-1] * 256
-        )
+        self._singles = [names.get(spelled(bytes([byte])), -1) for byte in range(256)] if byte_level else [-1] * 256
         self.lossless = byte_level and min(self._singles) >= 0 and _keeps_text(described)
 
     def encode(self, data: bytes) -> np.ndarray:
@@ -138,9 +134,7 @@ def _uses_byte_level(described: dict[str, Any]) -> bool:
 def _keeps_text(described: dict[str, Any]) -> bool:
     steps = _parts(described.get("pre_tokenizer"))
     adds = any(step.get("add_prefix_space") for step in steps if step.get("type") == "ByteLevel")
-    removes = any(
-        step.get("behavior") == "Removed" or "Whitespace" in str(step.get("type")) for step in steps
-    )
+    removes = any(step.get("behavior") == "Removed" or "Whitespace" in str(step.get("type")) for step in steps)
     return described.get("normalizer") is None and not adds and not removes
 
 

@@ -113,9 +113,7 @@ class UnigramTokenizer(WordTokenizer):
         if count > LARGEST_VOCABULARY or len(lengths) != count or len(costs) != 256 + count:
             raise TokenizerError(f"The saved unigram tokenizer claims {count} pieces, more than it holds.")
         if sum(lengths) != len(text) or any(not 2 <= length <= _LONGEST_PIECE for length in lengths):
-            raise TokenizerError(
-                f"The pieces of the saved unigram tokenizer must have 2 to {_LONGEST_PIECE} bytes."
-            )
+            raise TokenizerError(f"The pieces of the saved unigram tokenizer must have 2 to {_LONGEST_PIECE} bytes.")
         pieces, start = [], 0
         for length in lengths:
             pieces.append(text[start : start + length])
@@ -143,8 +141,9 @@ class Config(WordConfig):
         pieces = _seed_pieces(words, max(_SEED_FACTOR * wanted, 1000)) if wanted else []
         tokenizer = UnigramTokenizer(pieces, [_GRID * 8] * (256 + len(pieces)), self.digits, self.spaces)
         while True:
-            for _ in range(_EM_STEPS):
-                tokenizer, uses = _refit(tokenizer, words)
+            for _ in range(_EM_STEPS - 1):
+                tokenizer, _ = _refit(tokenizer, words)
+            tokenizer, uses = _refit(tokenizer, words)
             left = len(tokenizer.table) - FIRST_PIECE
             if left <= wanted:
                 return tokenizer

@@ -1,12 +1,12 @@
 """Adaptive computation time: one block applied to each token until a learned halting probability is spent.
 
-At step n, `p = sigmoid(w . h + b)` of the state before it. A token goes on while its sum of p stays at most 1 - eps; at its last step it
-gives the remainder R = 1 - sum. Output, by `mode`: `graves` `sum_n u_n h_n`, whose weights u sum to one (Graves 2016);
-`ut` the running `a = u h + (1 - u) a` of the published Universal Transformer (Dehghani et al. 2019), whose weights do not. A token
-still running at the last step gives what is left. Loss: `ponder * mean(N + R)`, with gradient through R alone. Every token passes
-through all steps, since later tokens attend to its states; halting weighs them and, with `frozen`, stops them from changing, but
-saves no FLOPs. State is separate for each step. Shape key: B batch, T time, D width.
-"""
+At step n, `p = sigmoid(w . h + b)` of the state before it. A token goes on while its sum of p stays at most 1 -
+eps; at its last step it gives the remainder R = 1 - sum. Output, by `mode`: `graves` `sum_n u_n h_n`, whose weights
+u sum to one (Graves 2016); `ut` the running `a = u h + (1 - u) a` of the published Universal Transformer (Dehghani
+et al. 2019), whose weights do not. A token still running at the last step gives what is left. Loss: `ponder *
+mean(N + R)`, with gradient through R alone. Every token passes through all steps, since later tokens attend to its
+states; halting weighs them and, with `frozen`, stops them from changing, but saves no FLOPs. State is separate for
+each step. Shape key: B batch, T time, D width."""
 
 from typing import Literal
 

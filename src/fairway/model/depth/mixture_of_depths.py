@@ -1,11 +1,10 @@
 """Mixture of depths: some blocks are applied to a chosen share of the tokens only.
 
-`r = w . x`; in training S is the C tokens of a sequence with the largest r, in their order, and `x_i = x_i + g(r_i) (block(X_S)_i - x_i)` for i
-in S; other tokens pass by. That choice sees the whole sequence. Outside training a token is chosen by itself alone: if its r is
-positive, r being trained by a cross-entropy to be so for the C largest, or if a small network reading x without gradient says so.
-Inside the block a token keeps its original position; its state holds chosen tokens only. Raposo et al. 2024.
-Shape key: B batch, T time, D width, C chosen.
-"""
+`r = w . x`; in training S is the C tokens of a sequence with the largest r, in their order, and `x_i = x_i + g(r_i)
+(block(X_S)_i - x_i)` for i in S; other tokens pass by. That choice sees the whole sequence. Outside training a
+token is chosen by itself alone: if its r is positive, r being trained by a cross-entropy to be so for the C
+largest, or if a small network reading x without gradient says so. Inside the block a token keeps its original
+position; its state holds chosen tokens only. Raposo et al. 2024. Shape key: B batch, T time, D width, C chosen."""
 
 from typing import Literal
 
@@ -200,7 +199,9 @@ class _Places:
             starts_BT=self._starts(index_BC, mine),
         )
 
-    def _starts(self, index_BC: Tensor, mine: slice) -> Tensor:
+    def _starts(self, index_BC: Tensor, mine: slice) -> Tensor | None:
+        if self.document_BT is None and not bool(self.pending_B.any()):
+            return None
         document_BC = self._documents(index_BC, mine)
         before_BC = torch.cat((-self.pending_B[mine, None].long(), document_BC[:, :-1]), dim=1)
         return document_BC > before_BC
@@ -246,6 +247,8 @@ class _Predictor(Part):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Logits, (B, T)."""
-        return self.output(functional.gelu(self.input(x_BTD))).squeeze(-1).to(
-            torch.promote_types(x_BTD.dtype, torch.float32)
+        return (
+            self.output(functional.gelu(self.input(x_BTD)))
+            .squeeze(-1)
+            .to(torch.promote_types(x_BTD.dtype, torch.float32))
         )

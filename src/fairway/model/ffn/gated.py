@@ -60,7 +60,7 @@ class Gated(Ffn):
         super().__init__()
         hidden = max(8, 8 * round(config.ratio * width * 2 / 3 / 8))
         self.gate = ACTIVATIONS["gelu_tanh"] if config.form == "tanh" else _GATES[config.kind]
-        self.input = Linear(width, 2 * hidden)
+        self.input = Linear(width, 2 * hidden, pieces=(hidden, hidden))
         self.output = Linear(hidden, width, gain=0.0)
 
     def forward(

@@ -1,12 +1,11 @@
 """Causal multi-head attention with grouped queries, rotary positions and QK-norm.
 
-`y = concat_h softmax(q_h k_g^T / sqrt(K)) v_g W_o` (Vaswani et al. 2017), heads h sharing key groups g (Ainslie et al. 2023),
-q and k normalised per head with a learned gain on q (Henry et al. 2020), an optional window and soft cap, and, if
-`exclusive`, the part of y along the token's own value removed. Its state is the keys and values seen (the latest of
-them under a window), how many tokens were seen, at which of them the document began, and the positions of the keys
-where these are kept before rotation.
-Shape key: B batch, T time, D width, H heads, G key groups, S keys seen, K head width.
-"""
+`y = concat_h softmax(q_h k_g^T / sqrt(K)) v_g W_o` (Vaswani et al. 2017), heads h sharing key groups g (Ainslie et
+al. 2023), q and k normalised per head with a learned gain on q (Henry et al. 2020), an optional window and soft
+cap, and, if `exclusive`, the part of y along the token's own value removed. Its state is the keys and values seen
+(the latest of them under a window), how many tokens were seen, at which of them the document began, and the
+positions of the keys where these are kept before rotation. Shape key: B batch, T time, D width, H heads, G key
+groups, S keys seen, K head width."""
 
 import torch
 from pydantic import Field, model_validator
@@ -97,9 +96,7 @@ class Attention(Mixer):
         seen = window - window * (window - 1) / (2 * context)
         return super().flops(context) + 4.0 * seen * self.config.heads * self.head_width
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         batch, time, _ = x_BTD.shape
         old_k, old_v, seen_B, start_B, *old_positions = self.empty_state(batch) if state is None else state
         index_T = torch.arange(time, device=x_BTD.device)

@@ -116,9 +116,10 @@ class TestTimeTraining(Mixer):
         context: Context = NO_CONTEXT,  # noqa: ARG002
     ) -> tuple[Tensor, State]:
         batch, time, _ = x_BTD.shape
-        state = state or self.empty_state(batch)
+        fresh = state is None or batch == 0
+        state = self.empty_state(batch) if state is None else state
         place_B = state[-1] % self.config.mini_batch
-        places = [0] if batch == 0 else place_B.unique().tolist()
+        places = [0] if fresh else place_B.unique().tolist()
         q_BTHK, k_BTHK, v_BTHK, rate_BTH = self._inputs(x_BTD, place_B)
         if len(places) == 1:
             o_BTHK, inner = self._learn((q_BTHK, k_BTHK, v_BTHK, rate_BTH), state[:-1], places[0])

@@ -1,8 +1,7 @@
 """Dynamic error function in the place of a norm.
 
-`y = gain .* erf(alpha x + shift) + bias` with one scalar alpha and one scalar shift, in float32 at least: half precision
-loses erf. The embedded input must be scaled up. Chen et al. 2025. Shape key: D width.
-"""
+`y = gain .* erf(alpha x + shift) + bias` with one scalar alpha and one scalar shift, in float32 at least: half
+precision loses erf. The embedded input must be scaled up. Chen et al. 2025. Shape key: D width."""
 
 import torch
 from torch import Tensor

@@ -1,9 +1,8 @@
 """Rotary positions whose base grows with the length seen.
 
-For a length L' beyond the trained L, `base' = base * (factor L' / L - (factor - 1))^(d / (d - 2))`. The base changes, so keys are
-cached as they were before rotation. L' is that of the query, `position + 1` rounded up to a multiple of `step`: then the
-outputs do not depend on where a sequence is cut. Described in Peng et al. 2023.
-"""
+For a length L' beyond the trained L, `base' = base * (factor L' / L - (factor - 1))^(d / (d - 2))`. The base
+changes, so keys are cached as they were before rotation. L' is that of the query, `position + 1` rounded up to a
+multiple of `step`: then the outputs do not depend on where a sequence is cut. Described in Peng et al. 2023."""
 
 import math
 

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr long block = 16;
+constexpr long block = 32;
 constexpr long tile = 8;
 constexpr long step = 2 * lanes;
 
@@ -57,10 +57,10 @@ constexpr bool has_pairs = true;
 constexpr bool has_pairs = false;
 #endif
 
-// c[m][n] (+)= sum_r a(m, r) b[r][n] for m < rows, n < columns (a multiple of 2 lanes); a(m, r) lies at a[m am + r ar].
+// c[m][n] (+)= sum_r a[m][r] b[r][n] for m < rows, n < columns (a multiple of 2 lanes).
 template <bool paired, long rows>
-void multiply_tile(const uint32_t* a, long am, long ar, const uint32_t* b, long ldb, float* c, long ldc, long columns,
-                   long depth, bool accumulate) {
+void multiply_tile(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long columns, long depth,
+                   bool accumulate) {
     for (long n = 0; n < columns; n += step) {
         Floats sums[rows][2];
         for (long m = 0; m < rows; m++)
@@ -69,7 +69,7 @@ void multiply_tile(const uint32_t* a, long am, long ar, const uint32_t* b, long 
             const uint32_t* line = b + r * ldb + n;
 #pragma GCC unroll 8
             for (long m = 0; m < rows; m++) {
-                uint32_t left = a[m * am + r * ar];
+                uint32_t left = a[m * lda + r];
                 sums[m][0] = Product<paired>::add(sums[m][0], line, left);
                 sums[m][1] = Product<paired>::add(sums[m][1], line + lanes, left);
             }
@@ -79,14 +79,72 @@ void multiply_tile(const uint32_t* a, long am, long ar, const uint32_t* b, long 
     }
 }
 
+#if defined(__AMX_BF16__)
+// The same for 16 rows and 32 columns at a time by matrix tiles; every tile is 16 rows of 64 bytes.
+void multiply_by_tiles(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
+                       long depth, bool accumulate) {
+    for (long m = 0; m < rows; m += 16)
+        for (long n = 0; n < columns; n += 32) {
+            float* to = c + m * ldc + n;
+            if (accumulate) {
+                _tile_loadd(0, to, 4 * ldc);
+                _tile_loadd(1, to + 16, 4 * ldc);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+            }
+            for (long r = 0; r < depth; r += 16) {
+                _tile_loadd(2, a + m * lda + r, 4 * lda);
+                _tile_loadd(3, b + r * ldb + n, 4 * ldb);
+                _tile_loadd(4, b + r * ldb + n + 16, 4 * ldb);
+                _tile_dpbf16ps(0, 2, 3);
+                _tile_dpbf16ps(1, 2, 4);
+            }
+            _tile_stored(0, to, 4 * ldc);
+            _tile_stored(1, to + 16, 4 * ldc);
+        }
+}
+
+// Sets the thread's tiles up, and puts back what another library had set when it ends.
+struct Tiles {
+    alignas(64) unsigned char before[64];
+    Tiles() {
+        alignas(64) unsigned char wanted[64] = {1};
+        for (int tile = 0; tile < 8; tile++) {
+            wanted[16 + 2 * tile] = 64;
+            wanted[48 + tile] = 16;
+        }
+        _tile_storeconfig(before);
+        _tile_loadconfig(wanted);
+    }
+    ~Tiles() {
+        if (before[0])
+            _tile_loadconfig(before);
+        else
+            _tile_release();
+    }
+};
+#else
+struct Tiles {
+    Tiles() {}
+};
+#endif
+
+// Operands beyond `rows` are readable up to the next multiple of 16, and results there writable.
 template <bool paired>
-void multiply(const uint32_t* a, long am, long ar, const uint32_t* b, long ldb, float* c, long ldc, long rows,
-              long columns, long depth, bool accumulate) {
+void multiply(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
+              long depth, bool accumulate) {
+#if defined(__AMX_BF16__)
+    if (paired && depth % 16 == 0) {
+        multiply_by_tiles(a, lda, b, ldb, c, ldc, rows, columns, depth, accumulate);
+        return;
+    }
+#endif
     long m = 0;
     for (; m + tile <= rows; m += tile)
-        multiply_tile<paired, tile>(a + m * am, am, ar, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
+        multiply_tile<paired, tile>(a + m * lda, lda, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
     for (; m < rows; m++)
-        multiply_tile<paired, 1>(a + m * am, am, ar, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
+        multiply_tile<paired, 1>(a + m * lda, lda, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
 }
 
 inline uint32_t word(float x) {
@@ -98,6 +156,17 @@ inline uint32_t word(float x) {
 inline uint32_t bits(Bfloat x) { return x.bits; }
 
 inline uint32_t bits(float x) { return word(x); }
+
+// The bits of one value as half of a pair, or widened to a float operand of its own.
+template <bool paired>
+inline uint32_t plain_operand(const Bfloat*, uint32_t value) {
+    return paired ? value : value << 16;
+}
+
+template <bool paired>
+inline uint32_t plain_operand(const float*, uint32_t value) {
+    return value;
+}
 
 // A row of floats as operands along the row.
 template <bool paired>
@@ -112,9 +181,9 @@ void pack_row(const float* from, uint32_t* to, long count) {
 
 // Rows of floats as operands across the rows: one row of words for each `depth` rows.
 template <bool paired>
-void pack_across(const float* from, long ld, uint32_t* to, long rows, long columns) {
+void pack_across(const float* from, long ld, uint32_t* to, long rows, long columns, long ldt) {
     for (long r = 0; r < rows; r += Product<paired>::depth) {
-        uint32_t* line = to + r / Product<paired>::depth * columns;
+        uint32_t* line = to + r / Product<paired>::depth * ldt;
         if (!paired) {
             std::memcpy(line, from + r * ld, 4 * columns);
             continue;
@@ -181,11 +250,30 @@ void pack_queries(const T* from, long stride, uint32_t* to, long tokens, long wi
         for (long p = 0; p < depth; p++) to[t * depth + p] = t < tokens ? operand<paired>(from + t * stride, p) : 0u;
 }
 
+// Up to `block` tokens as one row of operands for each feature, along the tokens; missing tokens are zero.
+template <bool paired, class T>
+void pack_features(const T* from, long stride, uint32_t* to, long tokens, long width) {
+    constexpr long depth = Product<paired>::depth;
+    for (long i = 0; i < width; i++)
+        for (long t = 0; t < block; t += depth) {
+            uint32_t low = t < tokens ? bits(from[t * stride + i]) : 0u;
+            uint32_t high = depth == 2 && t + 1 < tokens ? bits(from[(t + 1) * stride + i]) << 16 : 0u;
+            to[i * (block / depth) + t / depth] = plain_operand<paired>(from, low) | high;
+        }
+}
+
 template <class T>
 void put_row(T* to, const float* from, float scale, long count) {
     long i = 0;
     for (; i + lanes <= count; i += lanes) store(to + i, load(from + i) * scale);
     for (; i < count; i++) put(to + i, from[i] * scale);
+}
+
+// A (width, keys) matrix to (key, group, width) rows.
+template <class T>
+void put_turned(T* to, const float* from, long ld, const Shape& s) {
+    for (long t = 0; t < s.keys; t++)
+        for (long c = 0; c < s.width; c++) put(to + t * s.groups * s.width + c, from[c * ld + t]);
 }
 
 template <class T>
@@ -244,7 +332,7 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
             long seen = rounded_up(s.offset() + start + count, step);
             pack_queries<paired>(q + b * s.q.batch + h * s.q.head + start * s.q.token, s.q.token, room.query.data(), count,
                                  s.width);
-            multiply<paired>(room.query.data(), s.width / depth, 1, room.turned_k.data(), padded, room.scores.data(), padded,
+            multiply<paired>(room.query.data(), s.width / depth, room.turned_k.data(), padded, room.scores.data(), padded,
                              count, seen, s.width / depth, false);
             float inverse[block];
             for (long i = 0; i < count; i++) {
@@ -262,7 +350,7 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
                 normaliser[(b * s.heads + h) * s.queries + t] = most + std::log(sum(total));
                 pack_row<paired>(row, room.along.data() + i * (padded / depth), seen);
             }
-            multiply<paired>(room.along.data(), padded / depth, 1, room.lined_v.data(), columns, room.outputs.data(), columns,
+            multiply<paired>(room.along.data(), padded / depth, room.lined_v.data(), columns, room.outputs.data(), columns,
                              count, columns, seen / depth, false);
             for (long i = 0; i < count; i++) {
                 T* to = y + b * s.y.batch + h * s.y.head + (start + i) * s.y.token;
@@ -282,11 +370,10 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
     room.lined_k.resize(padded * columns / depth);
     for (auto* words : {&room.query, &room.upstream}) words->resize(block * s.width);
     for (auto* words : {&room.along, &room.across}) words->resize(block * padded);
-    for (auto* words : {&room.query_across, &room.up_across}) words->resize(block * columns);
+    for (auto* words : {&room.query_across, &room.up_across}) words->resize(block * rounded_up(s.width, 16));
     for (auto* floats : {&room.scores, &room.gradients}) floats->resize(block * padded);
     room.outputs.resize(block * columns);
-    room.sums_k.assign(padded * columns, 0.0f);
-    room.sums_v.assign(padded * columns, 0.0f);
+    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->assign(padded * rounded_up(s.width, 16), 0.0f);
     pack_turned<paired>(keys, s.k.token, room.turned_k.data(), s.keys, padded, s.width);
     pack_turned<paired>(values, s.v.token, room.turned_v.data(), s.keys, padded, s.width);
     pack_tokens<paired>(keys, s.k.token, room.lined_k.data(), s.keys, padded, s.width, columns);
@@ -299,11 +386,11 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
             const T* out = y + b * s.y.batch + h * s.y.head + start * s.y.token;
             pack_queries<paired>(query, s.q.token, room.query.data(), count, s.width);
             pack_queries<paired>(up, s.y.token, room.upstream.data(), count, s.width);
-            pack_tokens<paired>(query, s.q.token, room.query_across.data(), count, block, s.width, columns);
-            pack_tokens<paired>(up, s.y.token, room.up_across.data(), count, block, s.width, columns);
-            multiply<paired>(room.query.data(), s.width / depth, 1, room.turned_k.data(), padded, room.scores.data(), padded,
+            pack_features<paired>(query, s.q.token, room.query_across.data(), count, s.width);
+            pack_features<paired>(up, s.y.token, room.up_across.data(), count, s.width);
+            multiply<paired>(room.query.data(), s.width / depth, room.turned_k.data(), padded, room.scores.data(), padded,
                              count, seen, s.width / depth, false);
-            multiply<paired>(room.upstream.data(), s.width / depth, 1, room.turned_v.data(), padded, room.gradients.data(),
+            multiply<paired>(room.upstream.data(), s.width / depth, room.turned_v.data(), padded, room.gradients.data(),
                              padded, count, seen, s.width / depth, false);
             for (long i = count; i < block; i++) {
                 std::fill_n(room.scores.data() + i * padded, seen, 0.0f);
@@ -326,24 +413,21 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
                 }
                 pack_row<paired>(slope, room.along.data() + i * (padded / depth), seen);
             }
-            multiply<paired>(room.along.data(), padded / depth, 1, room.lined_k.data(), columns, room.outputs.data(), columns,
+            multiply<paired>(room.along.data(), padded / depth, room.lined_k.data(), columns, room.outputs.data(), columns,
                              count, columns, seen / depth, false);
             for (long i = 0; i < count; i++) {
                 T* to = g_q + ((b * s.queries + start + i) * s.heads + h) * s.width;
                 put_row(to, room.outputs.data() + i * columns, 1.0f, s.width);
             }
-            pack_across<paired>(room.gradients.data(), padded, room.across.data(), block, padded);
-            multiply<paired>(room.across.data(), 1, padded, room.query_across.data(), columns, room.sums_k.data(), columns,
-                             seen, columns, block / depth, true);
-            pack_across<paired>(room.scores.data(), padded, room.across.data(), block, padded);
-            multiply<paired>(room.across.data(), 1, padded, room.up_across.data(), columns, room.sums_v.data(), columns, seen,
-                             columns, block / depth, true);
+            pack_across<paired>(room.gradients.data(), padded, room.across.data(), block, seen, padded);
+            multiply<paired>(room.query_across.data(), block / depth, room.across.data(), padded, room.sums_k.data(), padded,
+                             s.width, seen, block / depth, true);
+            pack_across<paired>(room.scores.data(), padded, room.across.data(), block, seen, padded);
+            multiply<paired>(room.up_across.data(), block / depth, room.across.data(), padded, room.sums_v.data(), padded,
+                             s.width, seen, block / depth, true);
         }
-    for (long t = 0; t < s.keys; t++) {
-        long at = ((b * s.keys + t) * s.groups + g) * s.width;
-        put_row(g_k + at, room.sums_k.data() + t * columns, 1.0f, s.width);
-        put_row(g_v + at, room.sums_v.data() + t * columns, 1.0f, s.width);
-    }
+    put_turned(g_k + (b * s.keys * s.groups + g) * s.width, room.sums_k.data(), padded, s);
+    put_turned(g_v + (b * s.keys * s.groups + g) * s.width, room.sums_v.data(), padded, s);
 }
 
 Shape read(const long* n, const float* x, const int64_t* first) {
@@ -356,6 +440,7 @@ void forward_all(const void* q, const void* k, const void* v, void* y, float* no
 #pragma omp parallel
     {
         Room room;
+        Tiles tiles;
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < s.batch * s.groups; i++)
             forward_group<paired>((const T*)q, (const T*)k, (const T*)v, (T*)y, normaliser, s, i / s.groups, i % s.groups,
@@ -369,6 +454,7 @@ void backward_all(const void* g_y, const void* q, const void* k, const void* v, 
 #pragma omp parallel
     {
         Room room;
+        Tiles tiles;
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < s.batch * s.groups; i++)
             backward_group<paired>((const T*)g_y, (const T*)q, (const T*)k, (const T*)v, (const T*)y, normaliser, (T*)g_q,

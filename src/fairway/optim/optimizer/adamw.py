@@ -28,6 +28,4 @@ class Config(OptimizerConfig):
     def build(self, model: nn.Module, scales: Mapping[str, RateScale] | None = None) -> Optimizer:
         betas = (self.beta1, self.beta2)
         groups = make_groups(model, self, scales)
-        return Optimizer(
-            model, [(group, AdamRule(members_of(model, group), betas, self.eps)) for group in groups]
-        )
+        return Optimizer(model, [(group, AdamRule(members_of(model, group), betas, self.eps)) for group in groups])

@@ -104,9 +104,7 @@ class MuonRule(Rule):
 
     elementwise = ("momentum",)
 
-    def __init__(
-        self, parameters: Mapping[str, Tensor], pieces: Mapping[str, tuple[int, ...]], config: Config
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], pieces: Mapping[str, tuple[int, ...]], config: Config) -> None:
         super().__init__()
         self.config = config
         self._steps = coefficients(config.coefficients, config.steps)
@@ -165,9 +163,7 @@ class MuonRule(Rule):
         lr: float,
     ) -> None:
         sample, shape = updates[batch[0].name], batch[0]
-        stack_NRC = sample.new_empty(
-            (len(batch) * shape.count, shape.rows, shape.columns), dtype=self._dtype(sample)
-        )
+        stack_NRC = sample.new_empty((len(batch) * shape.count, shape.rows, shape.columns), dtype=self._dtype(sample))
         parts = stack_NRC.split(shape.count)
         for piece, part in zip(batch, parts, strict=True):
             u_NRC = piece.of(updates[piece.name])
@@ -200,9 +196,7 @@ class MuonRule(Rule):
         squares_NR1.lerp_(o_NRC.square().mean(dim=-1, keepdim=True), 1.0 - self.config.neuron_beta)
         even_NRC = o_NRC / (squares_NR1.sqrt() + 1e-10)
         before = torch.linalg.vector_norm(o_NRC, dim=(-2, -1), keepdim=True)
-        return even_NRC * (
-            before / torch.linalg.vector_norm(even_NRC, dim=(-2, -1), keepdim=True).clamp_min(_TINY)
-        )
+        return even_NRC * (before / torch.linalg.vector_norm(even_NRC, dim=(-2, -1), keepdim=True).clamp_min(_TINY))
 
 
 def update_scale(rule: ScaleRule, rows: int, columns: int) -> float:
