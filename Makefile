@@ -35,7 +35,7 @@ format: $(VENV)/.dev ## rewrite to the house style
 	$(BIN)/ruff format
 
 bench: $(VENV)/.bench ## every benchmark, beside its peers
-	$(BIN)/python -m benchmarks
+	set -e; for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script; done
 
 clean: ## remove everything that can be made again, runs excepted
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

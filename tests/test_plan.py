@@ -111,7 +111,7 @@ def test_the_binding_budget_is_named(size, seconds, binding, monkeypatch):
     import fairway.plan
 
     trial = fairway.plan._Trial(1.0, 1.0, 1, 1, 1)
-    monkeypatch.setattr(fairway.plan, "_preflight", lambda recipe, vocabulary: trial)
+    monkeypatch.setattr(fairway.plan, "_preflight", lambda *_: trial)
     plan = estimate(small(bytes=size, seconds=seconds), silent)
     assert plan.binding == binding
     assert plan.artifact_bytes <= size

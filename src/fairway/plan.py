@@ -1,7 +1,7 @@
 """What a recipe will cost before it is run, and recipes sized to a budget.
 
-`estimate` counts parameters, artifact bytes, FLOPs and memory, times a few real training steps on random tokens, and says
-which budget binds. `fit_to_budget` chooses width, layers and vocabulary for a cap of bytes and a time.
+`estimate` counts parameters, artifact bytes, FLOPs and memory, times a few real training steps on random tokens, and
+says which budget binds. `fit_to_budget` chooses width, layers and vocabulary for a cap of bytes and a time.
 """
 
 import math
@@ -66,7 +66,7 @@ class Plan:
     """Forward and backward."""
     total_flops: float
     peak_memory_bytes: int
-    """Most that this process has held so far, the trial steps and the interpreter included; on a GPU, most of its memory."""
+    """Most that this process has held so far, trial steps and interpreter included; on a GPU, of its memory."""
     state_bytes: int
     """Weights, gradients, optimizer state and averages."""
     saved_activation_bytes: int
@@ -148,8 +148,8 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
 def fit_to_budget(recipe: Recipe, *, fixed: Collection[str] = ()) -> Recipe:
     """The recipe with width, layers and vocabulary chosen for its budget; paths named in `fixed` stay as they are.
 
-    The model gets `8 bytes / 3.6` parameters, or as many as can be shown four tokens each in the time, if that is less. The
-    choice depends on the recipe and on the kind of machine only, so the same command gives the same recipe again.
+    The model gets `8 bytes / 3.6` parameters, or as many as can be shown four tokens each in the time, if that is less.
+    The choice depends on the recipe and on the kind of machine only, so the same command gives the same recipe again.
     """
     target = _target_parameters(recipe)
     free = {path for path in _SIZES if not any(_names(name, path) for name in fixed)}
@@ -173,8 +173,8 @@ def vocabulary_of(recipe: Recipe) -> int:
     size = known_vocabulary(recipe)
     if size is None:
         raise ConfigError(
-            f'The vocabulary of the "{recipe.data.tokenizer.kind}" tokenizer is known only once the data is prepared, so '
-            "there is nothing to plan by; a tokenizer with a `vocabulary` setting would work."
+            f'The vocabulary of the "{recipe.data.tokenizer.kind}" tokenizer is known only once the data is prepared, '
+            "so there is nothing to plan by; a tokenizer with a `vocabulary` setting would work."
         )
     return size
 

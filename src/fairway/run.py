@@ -13,7 +13,7 @@ import torch
 import yaml
 from pydantic import Field
 
-from fairway.compress.fit import Fit, compress_model
+from fairway.compress.fit import compress_model
 from fairway.compress.plan import CompressConfig
 from fairway.core import device as machine
 from fairway.core.budget import Budget, Ledger
@@ -21,7 +21,8 @@ from fairway.core.config import Config, override, read_yaml
 from fairway.core.errors import ConfigError
 from fairway.core.log import Event, Listener, silent
 from fairway.core.probe import gemm_ceiling
-from fairway.core.storage import MANIFEST, locked, write_json, write_text
+from fairway.core.probe import machine as describe_machine
+from fairway.core.storage import LOCK, MANIFEST, locked, read_json, sha256, write_json, write_text
 from fairway.data.batches import Batches
 from fairway.data.manifest import DataConfig, Manifest, prepare
 from fairway.evaluate.bpb import EvaluateConfig
@@ -81,6 +82,7 @@ class Summary:
     tokens: int
     peak_memory_bytes: int
     fingerprint: str
+    machine: dict[str, Any]
 
 
 class Run:
@@ -90,13 +92,16 @@ class Run:
         self.recipe, self.folder = recipe, folder
         self.artifact = folder / "model.fwy"
         self.data = folder / "data"
-        self.ledger = Ledger()
+        self.fit, self.score = folder / "fit.json", folder / "score.json"
+        ledger = folder / "ledger.json"
+        self.ledger = Ledger(read_json(ledger) if ledger.exists() else None)
+        self._manifest: Manifest | None = None
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path) -> "Run":
-        """A run in a folder that is new, or that holds the same recipe."""
+        """A run in a folder that holds the same recipe, or nothing but a recipe."""
         stored = folder / "recipe.yaml"
-        if stored.exists():
+        if stored.exists() and any(path.name not in (stored.name, LOCK) for path in folder.iterdir()):
             old = Recipe.read(read_yaml(stored), origin=str(stored))
             if old != recipe:
                 raise ConfigError(
@@ -116,20 +121,28 @@ class Run:
     def execute(self, listener: Listener) -> Summary:
         """All stages, each skipped where its result already stands."""
         with locked(self.folder, "start a run"):
-            self.train(listener)
-            self.compress(listener)
-            score = self.evaluate(listener)
-            self.write_sample(listener)
+            try:
+                self.train(listener)
+                self.compress(listener)
+                score = self.evaluate(listener)
+                self.write_sample(listener)
+            finally:
+                write_json(self.folder / "ledger.json", self.ledger.entries())
             return self._summarise(score)
 
     def prepare(self, listener: Listener) -> Manifest:
         """Text to checked token shards."""
-        with self.ledger.phase("prepare"):
-            if (self.data / MANIFEST).exists():
-                manifest = Manifest.read(self.data)
-                if manifest.fingerprint == self.recipe.data.fingerprint():
-                    return manifest
-            return prepare(self.recipe.data, self.data, lambda done, what: listener(Event("prepare", done, message=what)))
+        if self._manifest is None:
+            with self.ledger.phase("prepare"):
+                self._manifest = self._prepared(listener)
+        return self._manifest
+
+    def _prepared(self, listener: Listener) -> Manifest:
+        if (self.data / MANIFEST).exists():
+            manifest = Manifest.read(self.data)
+            if manifest.fingerprint == self.recipe.data.fingerprint():
+                return manifest
+        return prepare(self.recipe.data, self.data, lambda done, what: listener(Event("prepare", done, message=what)))
 
     def train(self, listener: Listener) -> None:
         """Shards to checkpoints, from the newest one on."""
@@ -163,23 +176,38 @@ class Run:
         model.load_state_dict({**checkpoint.groups["model"], **checkpoint.groups["average"]})
         return model, checkpoint
 
-    def compress(self, listener: Listener) -> Fit:
+    def compress(self, listener: Listener) -> None:
         """The trained weights to an artifact that fits the cap."""
         manifest = self.prepare(listener)
         with self.ledger.phase("compress"):
             model, checkpoint = self.trained(listener)
+            if self._compressed(checkpoint):
+                return
             notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(checkpoint.facts["elapsed"], 3)}
             tokenizer = manifest.tokenizer
             calibration = self._calibration(manifest)
             config, cap = self.recipe.compress, self.recipe.budget.bytes
             saved = tokenizer.save()
-            return compress_model(model, tokenizer.kind, saved, config, cap, self.artifact, notes, calibration, listener)
+            fit = compress_model(model, tokenizer.kind, saved, config, cap, self.artifact, notes, calibration, listener)
+            facts = {name: value for name, value in vars(fit).items() if name != "report"}
+            write_json(self.fit, {**facts, "step": checkpoint.step, "sha256": sha256(self.artifact)})
+
+    def _compressed(self, checkpoint: Checkpoint) -> bool:
+        """Whether the artifact was made from this very checkpoint."""
+        if not (self.fit.exists() and self.artifact.exists()):
+            return False
+        fit = read_json(self.fit)
+        return fit["step"] == checkpoint.step and fit["sha256"] == sha256(self.artifact)
 
     def evaluate(self, listener: Listener) -> dict[str, Any]:
         """The artifact's score, by a fresh process that sees nothing but the artifact and the validation text."""
+        if self.score.exists() and self.artifact.exists():
+            score = read_json(self.score)
+            if score["artifact"] == sha256(self.artifact):
+                return score
         with self.ledger.phase("evaluate"):
             score = score_in_fresh_process(self.artifact, self.data, self.recipe.evaluate, listener)
-            write_json(self.folder / "score.json", score)
+            write_json(self.score, score)
             return score
 
     def write_sample(self, listener: Listener) -> str:
@@ -214,8 +242,8 @@ class Run:
             tokens=checkpoint.step * self.recipe.train.batch * self.recipe.model.context,
             peak_memory_bytes=machine.peak_memory(),
             fingerprint=self.recipe.fingerprint(),
+            machine=describe_machine(),
         )
-        write_json(self.folder / "ledger.json", self.ledger.entries())
         write_json(self.folder / "summary.json", vars(summary))
         return summary
 

@@ -138,10 +138,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     "a shape that needs fewer symbols": lambda: forged(with_tensor(2, [8, 5]), SECTIONS),
     "a million dimensions": lambda: forged(with_tensor(2, [1] * 20_000), SECTIONS),
     "settings of another packing": lambda: forged(with_tensor(3, {"format": 0}), SECTIONS),
-    "settings out of bounds": lambda: forged(with_tensor(3, {"base": 10**6, "resolution": 8}), SECTIONS),
-    "a resolution of zero": lambda: forged(with_tensor(3, {"base": 0, "resolution": 0}), SECTIONS),
-    "steps that overflow": lambda: forged(with_tensor(3, {"base": 6400, "resolution": 1}), SECTIONS),
-    "settings that are text": lambda: forged(with_tensor(3, {"base": "0", "resolution": 8}), SECTIONS),
+    "settings out of bounds": lambda: forged(with_tensor(3, {"base": 10**6, "group": 0, "resolution": 8}), SECTIONS),
+    "a resolution of zero": lambda: forged(with_tensor(3, {"base": 0, "group": 0, "resolution": 0}), SECTIONS),
+    "steps that overflow": lambda: forged(with_tensor(3, {"base": 6400, "group": 0, "resolution": 1}), SECTIONS),
+    "settings that are text": lambda: forged(with_tensor(3, {"base": "0", "group": 0, "resolution": 8}), SECTIONS),
     "a format that is not there": lambda: forged(with_tensor(3, {"format": 3}, tensor=2), SECTIONS),
     "a stream that is not there": lambda: forged(with_tensor(4, [0, 99]), SECTIONS),
     "a negative stream": lambda: forged(with_tensor(4, [-1, 0]), SECTIONS),
@@ -192,7 +192,7 @@ def tokenizer_bomb() -> bytes:
 def constant_bomb() -> bytes:
     """One symbol repeated two thousand million times takes no bits, so only the declared size can betray it."""
     header = edited(
-        tensors=[["a", "rows", [1, 2**31 - 1], {"base": 0, "resolution": 8}, [0, 1]]], streams=[4, 4]
+        tensors=[["a", "rows", [1, 2**31 - 1], {"base": 0, "group": 0, "resolution": 8}, [0, 1]]], streams=[4, 4]
     )
     one = b"\x01\x40\x80\x00"
     return forged({**header, "tokenizer": ["byte", "stored", 0, 0]}, one * 2)
@@ -301,7 +301,7 @@ _WILD += [
     {},
     [1, 1],
     {"format": 0},
-    {"base": 0, "resolution": 8},
+    {"base": 0, "group": 0, "resolution": 8},
     "range",
     "huffman",
     "lzma",

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from serve.tiny import random_model, write_artifact
 
 from fairway.serve.model import Model
+from serve.tiny import random_model, write_artifact
 
 
 @pytest.fixture(scope="session")

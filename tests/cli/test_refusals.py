@@ -118,7 +118,7 @@ def test_wrong_sampling_is_refused(fairway, tiny_run: Path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_stopped_run_saves_says_how_to_go_on_and_goes_on(stop, fairway, tmp_path: Path):
+def test_a_stopped_run_saves_says_how_to_go_on_and_goes_on(stop, tmp_path: Path):
     folder = tmp_path / "stopped"
     overrides = ["model.width=32", "budget.bytes=12kB", "budget.steps=100000", "data.max_bytes=100kB"]
     command = [sys.executable, "-m", "fairway", "train", str(TINY), *overrides, "--folder", str(folder)]

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fairway.core.storage import read_json, read_journal
+from fairway.cli.console.target import chosen_recipe
+from fairway.core.storage import read_journal, read_json
+from fairway.run import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes" / "tiny.yaml"
@@ -133,24 +135,18 @@ def test_doctor_measures_and_tells_what_is_installed(fairway):
     assert found["room"]["free_disk_bytes"] > 0
 
 
-def test_recipes_of_the_repository_are_valid_and_small_enough(fairway):
+def test_recipes_of_the_repository_are_valid_and_named_by_their_files():
     recipes = sorted((ROOT / "recipes").glob("*.yaml"))
     assert {"default.yaml", "tiny.yaml"} <= {path.name for path in recipes}
     for path in recipes:
-        from fairway.run import load_recipe
-
         assert load_recipe(path).name == path.stem
 
 
-def test_a_first_argument_that_is_an_override_needs_no_recipe(fairway):
-    from fairway.cli.console.target import chosen_recipe
-
+def test_a_first_argument_that_is_an_override_needs_no_recipe():
     assert chosen_recipe("model.width=96", ["budget.steps=3"]).model.width == 96
 
 
 def test_the_stored_recipe_gives_the_same_run(tiny_run: Path):
-    from fairway.run import Recipe, load_recipe
-
     stored = load_recipe(tiny_run / "recipe.yaml")
     assert stored.fingerprint() == read_json(tiny_run / "summary.json")["fingerprint"]
     assert Recipe.read(yaml.safe_load(yaml.safe_dump(stored.plain()))) == stored

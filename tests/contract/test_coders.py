@@ -45,6 +45,9 @@ def test_what_is_decoded_is_what_was_encoded(kind: str, name: str) -> None:
 
 def test_the_law_catches_a_coder_that_loses_the_last_symbol() -> None:
     class Forgetful(Coder):
+        def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:
+            return float(32 * counts.sum())
+
         def encode(self, symbols: np.ndarray) -> bytes:
             return symbols[:-1].tobytes()
 
@@ -71,6 +74,14 @@ def test_the_bytes_are_near_the_entropy(kind: str, name: str) -> None:
     size = len(coder(kind).encode(symbols))
     allowed = entropy + len(symbols) / 8 if kind == "huffman" else 1.001 * entropy
     assert entropy * 0.999 <= size <= allowed + 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_estimate_from_frequencies_is_within_one_per_cent(kind: str) -> None:
+    for name in ("gaussian", "wide", "ternary", "skewed"):
+        histogram = Histogram.of(vectors()[name])
+        estimate = coder(kind).estimate(histogram.values, histogram.counts) / 8
+        assert estimate == pytest.approx(len(coder(kind).encode(vectors()[name])), rel=0.01, abs=8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -135,7 +135,7 @@ def test_a_fault_planted_into_a_depth_is_noticed(fault: str) -> None:
 
 
 def test_blocks_of_width_and_order_are_made_as_the_technique_says() -> None:
-    depth = building.built(lambda: depth_of(technique("plain")))
+    depth = building.opened(lambda: depth_of(technique("plain")))
     x = sample()
     by_hand = x
     for block in depth.parts:

@@ -1,4 +1,5 @@
-"""Every embedding keeps the law of state, never looks across a document's start, and can be read back by a tied head."""
+"""Every embedding keeps the law of state, never looks across a document's start, and can be read back by a tied
+head."""
 
 import pytest
 import torch

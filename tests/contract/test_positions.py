@@ -72,7 +72,7 @@ def test_models_keep_the_law_with_every_position(kind: str) -> None:
 
 
 def test_a_position_taken_from_the_call_in_the_place_of_the_state_is_noticed() -> None:
-    mixer = building.built(lambda: Attention(heads=3).build(WIDTH, site()))
+    mixer = building.opened(lambda: Attention(heads=3).build(WIDTH, site()))
     rotate = mixer.position.rotate
     mixer.position.rotate = lambda x, places, length: rotate(x, places - places[:, :1], length)
     with pytest.raises(AssertionError):

@@ -24,6 +24,7 @@ def quota(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
 
     monkeypatch.setattr(builtins, "open", fake)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,15 @@ def test_threads_follow_the_affinity_and_the_containers_quota(
     text: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quota(monkeypatch, text)
+    assert device.available_threads() == threads
+
+
+@pytest.mark.parametrize(("wished", "threads"), [("3", 3), ("100", 8), ("many", 8), ("", 8)])
+def test_the_users_own_wish_for_fewer_threads_is_kept(
+    wished: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota(monkeypatch, None)
+    monkeypatch.setenv("OMP_NUM_THREADS", wished)
     assert device.available_threads() == threads
 
 

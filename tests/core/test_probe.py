@@ -9,7 +9,7 @@ from fairway.core import probe
 
 
 def test_a_ceiling_counts_two_operations_for_a_multiply_add(monkeypatch):
-    monkeypatch.setattr(probe, "_best", lambda action, tensor, seconds: 0.5)
+    monkeypatch.setattr(probe, "_best", lambda *_: 0.5)
     assert probe.gemm_ceiling(torch.float32, size=100) == pytest.approx(4 * 100**3)
     assert probe.copy_bandwidth(size=1000) == pytest.approx(4 * 1000)
 

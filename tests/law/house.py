@@ -1,6 +1,7 @@
 """The source tree as the laws see it: every file with its text and syntax tree."""
 
 import ast
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -65,17 +66,27 @@ def modules(package: Path) -> list[Path]:
     return sorted(path for path in package.glob("*.py") if path.name != "__init__.py")
 
 
+def copied(home: Path) -> Path:
+    """A copy of the package that a process with `PYTHONPATH=home` imports, however the original is installed."""
+    shutil.copytree(PACKAGE, home / "fairway", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    (home / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.meta_path[:] = [one for one in sys.meta_path if not type(one).__module__.startswith('_editable')]\n"
+    )
+    return home
+
+
 def slot_folder(slot: str) -> Path:
     """The folder of a slot such as `model.mixer`."""
     return PACKAGE.joinpath(*slot.split("."))
 
 
 def dotted(node: ast.expr) -> str:
-    """`a.b.c` of a name or an attribute chain; empty for anything else."""
+    """`a.b.c` of a name or an attribute chain; whatever else an attribute is taken of shows as `()`."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}".lstrip(".")
+        return f"{dotted(node.value) or '()'}.{node.attr}"
     return ""
 
 

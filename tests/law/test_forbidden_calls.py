@@ -101,6 +101,7 @@ def test_each_forbidden_thing_is_found(text: str) -> None:
     "text",
     [
         "model.eval()",
+        "model.requires_grad_(True).eval()",
         "open(path)",
         "open(path, 'rb')",
         "path.open('r')",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from law.house import PACKAGE, ROOT, SLOTS, modules, slot_folder
+from law.house import ROOT, SLOTS, copied, modules, slot_folder
 
 LINT = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports(cache_dir=None))"
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -23,8 +23,7 @@ def lint(home: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("house")
-    shutil.copytree(PACKAGE, home / "fairway", ignore=shutil.ignore_patterns("__pycache__"))
+    home = copied(tmp_path_factory.mktemp("house"))
     shutil.copy(ROOT / "pyproject.toml", home)
     return home
 

@@ -42,6 +42,11 @@ def built_model(config: ModelConfig, seed: int = 0, *, awake: bool = True) -> La
     return building.built(lambda: LanguageModel(config, VOCABULARY), seed, awake=awake)
 
 
+def opened_model(config: ModelConfig, *, awake: bool = True) -> Any:
+    """The same model, for a test that names what is inside it."""
+    return built_model(config, awake=awake)
+
+
 def sample_tokens(length: int = 17, batch: int = 2, seed: int = 0) -> Tensor:
     """Random ids (B, T)."""
     return torch.randint(0, VOCABULARY, (batch, length), generator=generator(seed, "tokens"))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+import fairway.ops.selective_scan.chunk  # noqa: F401
 from fairway.ops.recurrence import recurrence
 from fairway.ops.wkv4.chunk import wkv4
 
@@ -18,6 +19,10 @@ def test_gradients_are_right_also_for_a_decay_that_broadcasts(draw: Any, shape: 
 def test_the_operator_keeps_the_rules_of_pytorch(draw: Any) -> None:
     arguments = tuple(x.requires_grad_() for x in (draw(5, 2, 1), draw(5, 2, 3), draw(2, 3)))
     torch.library.opcheck(torch.ops.fairway.recurrence.default, arguments)
+    x, delta, B, C = draw(6, 2, 3), draw(6, 2, 3).exp(), draw(6, 2, 4), draw(6, 2, 4)
+    A, state = -draw(3, 4).exp(), draw(2, 3, 4)
+    arguments = tuple(tensor.requires_grad_() for tensor in (x, delta, B, C, A, state))
+    torch.library.opcheck(torch.ops.fairway.selective_scan.default, (*arguments, None, False, 4))
     k, w, top = draw(6, 2, 3), draw(3).exp(), draw(2, 3)
     starts = torch.tensor([False, True, False, False, True, False])[:, None, None].expand(6, 2, 1)
     for given in (None, starts):

@@ -101,7 +101,8 @@ def test_a_real_browser_shows_the_page_without_a_complaint(synthetic_run: Path, 
     if browser is None:
         pytest.skip("no Chromium on this machine")
     report, picture = write_report(synthetic_run), tmp_path / "page.png"
-    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    quiet += " --disable-component-update --disable-sync"
     done = subprocess.run(
         [
             *(browser, "--headless", "--no-sandbox", *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}"),

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from serve.tiny import CONFIG, random_network
 from torch import Tensor
 
 from fairway.model.lm import LanguageModel, ModelConfig
 from fairway.serve.engine import Session, walk
 from fairway.serve.model import Model
 from fairway.serve.window import Policy
+from serve.tiny import CONFIG, random_network
 
 
 def recomputed(network: LanguageModel, tokens: list[int], policy: Policy) -> Tensor:

@@ -50,7 +50,9 @@ def test_the_same_seed_writes_the_same_text_piece_by_piece(model: Model) -> None
 
 def test_generation_ends_at_the_boundary_and_at_the_count(model: Model) -> None:
     assert "".join(model.generate("hello", tokens=0)) == ""
-    lengths = [len(model.tokenizer.encode("".join(model.generate(tokens=200, seed=seed)).encode())) for seed in range(8)]
+    lengths = [
+        len(model.tokenizer.encode("".join(model.generate(tokens=200, seed=seed)).encode())) for seed in range(8)
+    ]
     assert min(lengths) < 200
 
 

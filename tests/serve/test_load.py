@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from serve.tiny import random_network
 
 import fairway
 from fairway.artifact.format import Contents, read, write
 from fairway.core.errors import ArtifactError
 from fairway.serve.load import load
 from fairway.serve.model import Model
+from serve.tiny import random_network
 
 
 def test_a_loaded_model_is_the_one_that_was_written(model: Model, artifact: Path) -> None:
@@ -55,7 +55,9 @@ def test_serving_imports_nothing_that_trains() -> None:
 def test_a_damaged_or_foreign_file_is_refused(artifact: Path, tmp_path: Path, damage: str) -> None:
     data = bytearray(artifact.read_bytes())
     data[len(data) // 2] ^= 4
-    wrong = {"flip": bytes(data), "cut": artifact.read_bytes()[:-9], "foreign": b"PK\x03\x04" * 99, "empty": b""}[damage]
+    wrong = {"flip": bytes(data), "cut": artifact.read_bytes()[:-9], "foreign": b"PK\x03\x04" * 99, "empty": b""}[
+        damage
+    ]
     path = tmp_path / "wrong.fwy"
     path.write_bytes(wrong)
     with pytest.raises(ArtifactError, match=r"wrong\.fwy"):

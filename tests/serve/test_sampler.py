@@ -55,7 +55,9 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_the_seed_decides_the_draws() -> None:
-    draws = [[sampler(LOGITS) for _ in range(50)] for sampler in (Sampler(SamplerConfig(seed=seed)) for seed in (1, 1, 2))]
+    draws = [
+        [sampler(LOGITS) for _ in range(50)] for sampler in (Sampler(SamplerConfig(seed=seed)) for seed in (1, 1, 2))
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from serve.tiny import TEXTS
 from torch import Tensor
 
 from fairway.serve.model import Model
 from fairway.serve.scoring import Documents, NetworkPredictor, score_documents, score_sequences, sequences_of
 from fairway.serve.window import Policy
+from serve.tiny import TEXTS
 
 
 class Uniform:
@@ -53,7 +53,7 @@ def test_batched_windows_give_the_nats_of_single_tokens(model: Model, documents:
         assert score_sequences(predictor, sequences, policy, batch).total() == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_document_is_scored_between_two_boundaries(model: Model) -> None:
+def test_a_document_is_scored_between_two_boundaries() -> None:
     tokens = [np.array([3, 4]), np.array([], np.int64), np.array([5])]
     assert [ids.tolist() for ids in sequences_of(tokens, 9, "reset")] == [[9, 3, 4, 9], [9, 9], [9, 5, 9]]
     assert [ids.tolist() for ids in sequences_of(tokens, 9, "concatenated")] == [[9, 3, 4, 9, 9, 5, 9]]

@@ -21,7 +21,7 @@ from torch import Tensor
 from fairway.artifact.header import LARGEST_TOKENIZER, Entry, Plan, deflate, parse
 from fairway.artifact.parts import Integers, Packed, coder, packing, refuse_unless
 from fairway.artifact.streams import grouped
-from fairway.artifact.table import Histogram, fit_table, total
+from fairway.artifact.table import Histogram, total
 from fairway.core.errors import ArtifactError
 from fairway.core.storage import atomic
 
@@ -30,7 +30,6 @@ VERSION = 1
 LARGEST_FILE = 1 << 32
 _DIGEST = hashlib.sha256().digest_size
 _FRAME = len(MAGIC) + 1 + 4
-_BITS_OF_A_STATE = 40
 Member = tuple[str, str]
 """An array, by its tensor's name and its own."""
 _LZMA = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0}]
@@ -86,7 +85,8 @@ def encode(contents: Contents) -> bytes:
 def estimated_bytes(contents: Contents) -> int:
     """Size of the file from the frequencies of its integers, without coding anything."""
     groups = _groups(contents)
-    bits = sum(fit_table(histogram)[1] + _BITS_OF_A_STATE for _, histogram in groups)
+    writer = coder(contents.coder)
+    bits = sum(writer.estimate(histogram.values, histogram.counts) for _, histogram in groups)
     _, tokenizer = _squeezed(contents.tokenizer)
     where = {member: index for index, (members, _) in enumerate(groups) for member in members}
     header = len(deflate(_plan(contents, "lzma", len(tokenizer), where, (100_000,) * len(groups))))

@@ -37,8 +37,8 @@ _DICTIONARY = (
     b'["depth.blocks.0.ffn.gate.weight","depth.blocks.0.mixer.gain_H","raw",[6],{"format":0},['
     b'["depth.blocks.0.mixer_norm.gain_D",["depth.blocks.0.ffn_norm.gain_D","depth.blocks.0.mixer.query.weight",'
     b'"depth.blocks.0.mixer.key.weight","depth.blocks.0.mixer.value.weight","depth.blocks.0.mixer.output.weight",'
-    b'"depth.blocks.0.ffn.input.weight","rows",[768,192],{"base":-40,"resolution":8},[0,1]],'
-    b'["depth.blocks.0.ffn.output.weight","rows",[192,768],{"base":-40,"resolution":8},[0,1]],'
+    b'"depth.blocks.0.ffn.input.weight","rows",[768,192],{"base":-40,"group":0,"resolution":8},[0,1]],'
+    b'["depth.blocks.0.ffn.output.weight","rows",[192,768],{"base":-40,"group":0,"resolution":8},[0,1]],'
     b'{"coder":"ans","model":{"block":{},"context":256,"depth":{"kind":"plain","layers":6},'
 )
 

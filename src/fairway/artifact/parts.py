@@ -65,6 +65,10 @@ class Coder(ABC):
     """Integers to bytes and back; the bytes hold every table that decoding needs."""
 
     @abstractmethod
+    def estimate(self, values: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> float:
+        """Bits that a vector will take, from its distinct integers in rising order and how often each occurs."""
+
+    @abstractmethod
     def encode(self, symbols: Integers) -> bytes:
         """Bytes of a vector of integers."""
 

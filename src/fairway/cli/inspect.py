@@ -15,7 +15,7 @@ def inspect(
     *,
     json: Json = False,
 ) -> None:
-    """Show what is in an artifact: its bytes group by group, each tensor with bits per weight and entropy, its settings.
+    """Show what is in an artifact: bytes group by group, each tensor with bits per weight and entropy, settings.
 
     Example: `fairway inspect runs/default/model.fwy`
     """

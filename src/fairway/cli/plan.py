@@ -41,15 +41,15 @@ def plan(
             "model": f"width {chosen.model.width}, {chosen.model.depth.layers} layers, vocabulary {found.vocabulary:,}",
             "artifact": f"{output.size(found.artifact_bytes)} predicted at {found.bits_per_weight:.2f} bits a weight, "
             f"cap {output.size(found.bytes_cap)}",
-            "memory": f"{show_bytes(found.peak_memory_bytes)} at most, of it activations {show_bytes(found.saved_activation_bytes)}, "
-            f"weights and their states {show_bytes(found.state_bytes)}",
+            "memory": f"{show_bytes(found.peak_memory_bytes)} at most, of it activations "
+            f"{show_bytes(found.saved_activation_bytes)}, weights and their states {show_bytes(found.state_bytes)}",
             "FLOPs": f"{found.flops_per_token:.3g} a token, {found.total_flops:.3g} in all",
             "step": f"{1000 * found.step_seconds:.0f} ms (the first {1000 * found.first_step_seconds:.0f} ms), "
             f"{found.tokens_per_step:,} tokens",
             "pace": f"{found.tokens_per_second:,.0f} tokens/s, {found.flops_per_second / 1e9:,.0f} GFLOP/s, "
             f"{100 * found.mfu:.0f} % of a matrix product's",
-            "training": f"{found.steps:,} steps, {found.tokens:,} tokens, {found.tokens_per_parameter:.1f} a parameter, "
-            f"in {show_seconds(found.seconds)}",
+            "training": f"{found.steps:,} steps, {found.tokens:,} tokens, "
+            f"{found.tokens_per_parameter:.1f} a parameter, in {show_seconds(found.seconds)}",
             "binding": f"{found.binding}. {found.advice}",
         },
     )

@@ -14,7 +14,7 @@ def run(
     folder: Folder = None,
     json: Json = False,
 ) -> None:
-    """Do everything: prepare the text, train, compress to the byte budget, score the artifact, write a sample and a report.
+    """Do everything: prepare text, train, compress to the byte budget, score the artifact, write a sample and a report.
 
     Give the same command again, or the run's folder, to go on after a stop.
 

@@ -14,7 +14,9 @@ def train(
     folder: Folder = None,
     json: Json = False,
 ) -> None:
-    """Train to the end of the time or step budget, from the newest checkpoint if there is one. Prepares the data if needed.
+    """Train to the end of the time or step budget, from the newest checkpoint if there is one.
+
+    Prepares the data where that is still to be done.
 
     Example: `fairway train runs/default`
     """

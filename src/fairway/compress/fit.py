@@ -94,7 +94,7 @@ def compress_model(
         )
         return _Attempt(strength, estimated_bytes(contents), encode(contents))
 
-    slope = _quantized_numbers(source) / 8
+    slope = _quantized_numbers(source, kept) / 8
     start = predict_strength(source.config, source.vocabulary, len(tokenizer_bytes), cap, config)
     finest = max(quantizer.finest, config.finest)
     found, count = search(attempt, cap - config.margin, start, finest, quantizer.coarsest, slope, listener)
@@ -145,55 +145,45 @@ def search(
     listener: Listener = silent,
 ) -> tuple[_Attempt, int]:
     """The attempt with the finest step whose file fits, and the number of attempts made."""
-    fits: _Attempt | None = None
-    over: _Attempt | None = None
-    strength, count = min(max(start, finest), coarsest), 0
-    while count < _MOST_ATTEMPTS:
-        current = attempt(strength)
-        count += 1
-        listener(
-            Event(
-                "quantise",
-                None,
-                {"strength": strength, "bytes": current.size, "predicted": current.predicted},
-            )
-        )
-        if current.size <= cap:
-            fits = current if fits is None or current.size >= fits.size else fits
-            if current.size >= _LOW_ENOUGH * cap or strength <= finest or _close(fits, over, cap):
-                return fits, count
-        else:
-            over = current if over is None or current.size <= over.size else over
-            if strength >= coarsest:
-                raise _too_small(current.size, cap)
-        strength = _next(current, fits, over, cap, slope, finest, coarsest)
+    made: list[_Attempt] = []
+    strength = min(max(start, finest), coarsest)
+    while len(made) < _MOST_ATTEMPTS:
+        made.append(attempt(strength))
+        current = made[-1]
+        listener(Event("quantise", None, {"strength": strength, "bytes": current.size, "predicted": current.predicted}))
+        fits = max((a for a in made if a.size <= cap), key=lambda a: (a.size, -a.strength), default=None)
+        over = min((a for a in made if a.size > cap), key=lambda a: (a.size, a.strength), default=None)
+        if fits is None and strength >= coarsest:
+            raise _too_small(current.size, cap)
+        if fits is not None and (fits.size >= _LOW_ENOUGH * cap or strength <= finest or _close(fits, over, cap)):
+            return fits, len(made)
+        strength = _next(made, fits, over, cap, slope, finest, coarsest)
     if fits is None:
-        strength = coarsest
-        fits = attempt(strength)
-        count += 1
+        fits = attempt(coarsest)
         if fits.size > cap:
             raise _too_small(fits.size, cap)
-    return fits, count
+    return fits, len(made)
 
 
 def _next(
-    current: _Attempt,
-    fits: _Attempt | None,
-    over: _Attempt | None,
-    cap: int,
-    slope: float,
-    finest: float,
-    coarsest: float,
+    made: list[_Attempt], fits: _Attempt | None, over: _Attempt | None, cap: int, slope: float, finest: float, coarsest: float
 ) -> float:
-    """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim."""
-    goal = _AIM * cap
-    if fits is None or over is None:
-        move = (current.size - goal) / slope
-        low = current.strength + 1e-3 if current is over else finest
-        high = current.strength - 1e-3 if current is fits else coarsest
-        return min(max(current.strength + 1.2 * move, min(low, coarsest)), max(high, finest))
-    share = (over.size - goal) / (over.size - fits.size)
-    return over.strength + min(max(share, 0.05), 0.95) * (fits.strength - over.strength)
+    """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim.
+
+    A flat stretch, as of a quantiser that has no finer or coarser choice, is left by going to the end of the range.
+    """
+    goal, current = _AIM * cap, made[-1]
+    if fits is not None and over is not None:
+        share = (over.size - goal) / (over.size - fits.size)
+        return over.strength + min(max(share, 0.05), 0.95) * (fits.strength - over.strength)
+    end = finest if over is None else coarsest
+    if len(made) > 1:
+        moved = abs(current.strength - made[-2].strength)
+        if abs(current.size - made[-2].size) < 0.05 * slope * moved:
+            return end
+    move = 1.2 * (current.size - goal) / slope
+    move = min(move, -1e-3) if over is None else max(move, 1e-3)
+    return min(max(current.strength + move, finest), coarsest)
 
 
 def _close(fits: _Attempt, over: _Attempt | None, cap: int) -> bool:
@@ -222,9 +212,14 @@ def _calibrated(
         say_once(f"No calibration text reached {', '.join(missed)}; they are rounded to nearest.")
 
 
-def _quantized_numbers(model: LanguageModel) -> int:
+def _quantized_numbers(model: LanguageModel, kept: dict[str, Tensor]) -> int:
+    """Weights that the quantiser will see and a pruner has not removed."""
     roles = parameter_roles(model)
-    return sum(p.numel() for name, p in model.named_parameters() if is_quantized(roles[name], tuple(p.shape)))
+    return sum(
+        int(kept[name].sum()) if name in kept else parameter.numel()
+        for name, parameter in model.named_parameters()
+        if is_quantized(roles[name], tuple(parameter.shape))
+    )
 
 
 def _too_small(size: int, cap: int) -> BudgetError:

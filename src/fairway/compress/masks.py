@@ -62,7 +62,7 @@ def keep_highest(score: Tensor, removed: int) -> Tensor:
 
 def keep_in_rows(score_RC: Tensor, sparsity: float) -> Tensor:
     """In every row, True except at the lowest `int(sparsity * C)` scores."""
-    count = int(sparsity * score_RC.shape[1])
+    count = int(sparsity * score_RC.shape[1] + 1e-9)
     order_RC = torch.argsort(score_RC, dim=1, stable=True)[:, :count]
     return torch.ones_like(score_RC, dtype=torch.bool).scatter_(1, order_RC, False)
 
@@ -71,11 +71,10 @@ def keep_pattern(score_RC: Tensor, pattern: str) -> Tensor:
     """In every group of neighbouring inputs, True at the highest scores; a last, shorter group loses its share."""
     kept, group = pattern_of(pattern)
     rows, columns = score_RC.shape
-    padded_RC = torch.nn.functional.pad(score_RC, (0, -columns % group), value=float("inf"))
-    grouped = padded_RC.view(rows, -1, group)
-    order = torch.argsort(grouped, dim=2, stable=True)[:, :, : group - kept]
-    mask = torch.ones_like(grouped, dtype=torch.bool).scatter_(2, order, False)
-    return mask.view(rows, -1)[:, :columns]
+    whole = columns - columns % group
+    grouped = score_RC[:, :whole].reshape(-1, group)
+    mask = keep_in_rows(grouped, (group - kept) / group).view(rows, whole)
+    return torch.cat((mask, keep_in_rows(score_RC[:, whole:], (group - kept) / group)), dim=1)
 
 
 def keep_by_score(

@@ -60,7 +60,7 @@ def n_of_m(zeros: int, group: int) -> Selection:
 
     def choose(weight_BR: Tensor, diagonal_B: Tensor) -> Tensor:
         score = (weight_BR / diagonal_B[:, None]).square()
-        least = torch.topk(score, min(zeros, len(score)), dim=0, largest=False).indices
+        least = torch.topk(score, zeros * len(score) // group, dim=0, largest=False).indices
         return torch.ones_like(score, dtype=torch.bool).scatter_(0, least, False)
 
     return Selection(group, choose)

@@ -102,7 +102,8 @@ class Ledger:
 
     def entries(self) -> dict[str, float]:
         """Seconds of every phase, and the rest."""
-        return {**self.seconds, "other": max(0.0, self.total() - sum(self.seconds.values()))}
+        rest = max(0.0, self.total() - sum(self.seconds.values()))
+        return {**self.seconds, "other": self.seconds.get("other", 0.0) + rest}
 
 
 def _parse(value: Any, units: dict[str, float] | dict[str, int], examples: str) -> float:

@@ -38,9 +38,7 @@ INHERITED = "_inherited"
 class Config(BaseModel):
     """Frozen settings; unknown fields are refused. Holds its own knobs and its children's configs."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -144,9 +142,7 @@ class Slot:
             serialization=core_schema.plain_serializer_function_ser_schema(self._serialize),
         )
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         if self.nested:
             named = {
                 "type": "object",
@@ -157,10 +153,7 @@ class Slot:
         one: JsonSchemaValue = {
             "anyOf": [
                 {"enum": sorted(self.kinds())},
-                *(
-                    _technique_schema(config)
-                    for config in _unique(found.config for found in self.techniques())
-                ),
+                *(_technique_schema(config) for config in _unique(found.config for found in self.techniques())),
             ],
             "default": self.default,
         }
@@ -234,9 +227,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {_flat(error)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} holds {type(data).__name__}; a recipe is a mapping of sections to settings."
-        )
+        raise ConfigError(f"{path} holds {type(data).__name__}; a recipe is a mapping of sections to settings.")
     return data
 
 
@@ -250,9 +241,7 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         path, equals, text = assignment.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise ConfigError(
-                f'"{assignment}" is not an override; write section.field=value, as in model.width=256.'
-            )
+            raise ConfigError(f'"{assignment}" is not an override; write section.field=value, as in model.width=256.')
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -21,9 +21,7 @@ def select(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f'There is no device "{name}"; auto, cpu or cuda would work.') from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f'"{name}" was asked for, but torch {torch.__version__} sees no CUDA device; cpu would work.'
-        )
+        raise ConfigError(f'"{name}" was asked for, but torch {torch.__version__} sees no CUDA device; cpu would work.')
     return device
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Self
 from fairway.core.errors import StorageError
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 DIGEST = "manifest_sha256"
 
 _fault_hook: Callable[[str], None] | None = None
@@ -189,9 +190,7 @@ class Journal:
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drops every record that `wanted` refuses, as when a run goes on from an earlier step."""
-        lines = [
-            json.dumps(record, sort_keys=True) + "\n" for record in read_journal(self.path) if wanted(record)
-        ]
+        lines = [json.dumps(record, sort_keys=True) + "\n" for record in read_journal(self.path) if wanted(record)]
         write_text(self.path, "".join(lines))
         os.close(self._file)
         self._file = os.open(self.path, os.O_RDWR)
@@ -230,16 +229,14 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise _explained(error, folder / ".lock") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise StorageError(
-            f"Another process is using {folder}; wait for it before you {purpose} there."
-        ) from None
+        raise StorageError(f"Another process is using {folder}; wait for it before you {purpose} there.") from None
     try:
         _sweep(folder)
         yield
@@ -344,9 +341,5 @@ def _end_of_last_line(file: int) -> int:
 def _explained(error: OSError, path: Path) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = free_bytes(path.parent)
-        return StorageError(
-            f"{path} could not be written: no room ({free:,} bytes free). What stood there is intact."
-        )
-    return StorageError(
-        f"{path} could not be written: {error.strerror or error}. What stood there is intact."
-    )
+        return StorageError(f"{path} could not be written: no room ({free:,} bytes free). What stood there is intact.")
+    return StorageError(f"{path} could not be written: {error.strerror or error}. What stood there is intact.")

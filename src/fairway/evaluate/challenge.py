@@ -194,7 +194,7 @@ def _first_fault(table: ByteTable, model: Model) -> str:
         piece = model.processor.IdToPiece(index) if index < model.processor.GetPieceSize() else "beyond the model"
         if right.boundary_V[index] and (base or not table.boundary_V[index]):
             return f"Id {index} ({piece}) is a mark, not text, and is counted as {base} bytes."
-        if model.processor.IsByte(index) and base != 1:
+        if not right.boundary_V[index] and model.processor.IsByte(index) and base != 1:
             return f"Byte piece {index} ({piece}) is counted as {base} bytes; it is one."
         if right.lead_V[index] and table.lead_V[index] and base == expected + 1:
             return f"The leading space of piece {index} ({piece}) is counted twice."

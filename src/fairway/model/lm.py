@@ -33,6 +33,7 @@ from fairway.model.parts import (
     joined,
     split_state,
 )
+from fairway.model.values import Runner
 
 MIXER = Slot("fairway.model.mixer", "attention", pattern=True)
 FFN = Slot("fairway.model.ffn", "relu2")
@@ -93,6 +94,26 @@ class ModelConfig(Config):
         with torch.device("meta"):
             return LanguageModel(self, vocabulary)
 
+    def extended(self, context: int, kind: str = "yarn", **settings: object) -> "ModelConfig":
+        """The same model at a longer context: rotary positions scaled by one of the techniques for it.
+
+        Parameters stay as they are, so weights trained at the old context can be loaded into the new model. What
+        the old positions set (base, fraction, pairing, offset) is kept. Raises `ConfigError` where positions are not
+        rotary, or the new context is not longer.
+        """
+        old = self.position.plain()
+        if "interleaved" not in old or context <= self.context:
+            raise ConfigError(
+                f"Positions {self.position.kind} at {self.context} tokens cannot be extended to {context}; rotary "
+                "positions and a longer context can."
+            )
+        new = {key: old[key] for key in ("base", "fraction", "interleaved", "offset")} | {"kind": kind}
+        if kind != "rope":
+            new["original"] = old.get("original") or self.context
+        if kind not in ("rope", "dynamic_ntk"):
+            new["factor"] = context / new["original"]
+        return ModelConfig.read({**self.plain(), "context": context, "position": {**new, **settings}})
+
     def isolates_documents(self) -> bool:
         """Whether every mixer honours document borders inside a sequence."""
         return all(mixer.isolates_documents() for mixer in self.mixer)
@@ -115,6 +136,7 @@ class LanguageModel(Stateful):
         super().__init__()
         self.config = config
         self.vocabulary = vocabulary
+        self.runner: Runner | None = None
         width, scale = config.width, config.input_scale()
         self.embedding = config.embedding.build(vocabulary, width, config.input_site())
         self.smear = Smear(width) if config.embedding.smear else None
@@ -171,7 +193,8 @@ class LanguageModel(Stateful):
         """Hidden vectors for every token, and the state after the last."""
         batch, time = tokens_BT.shape
         seen_B = torch.zeros(batch, dtype=torch.int64, device=tokens_BT.device) if state is None else state[0]
-        context = Context(tokens_BT, starts_BT, progress=progress)
+        runner = self.runner if self.training and torch.is_grad_enabled() else None
+        context = Context(tokens_BT, starts_BT, progress=progress, runner=runner)
         before = split_state(None if state is None else state[1:], self._stateful)
         x_BTD, after_embedding = self.embedding(tokens_BT, before[0], context)
         states = [after_embedding]

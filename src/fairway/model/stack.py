@@ -24,16 +24,39 @@ def run_blocks(
     blocks: Sequence[Stateful], x_BTD: Tensor, state: State | None, context: Context, name: str = "blocks"
 ) -> tuple[Tensor, State, Aux]:
     """Applies blocks in order; auxiliary values get the names the blocks have in a list called `name`."""
+    pieces = split_state(state, blocks)
+    inner = context if context.runner is None else context.with_(runner=None)
     states: list[Tensor] = []
+
+    def run(start: int, stop: int, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]:
+        auxes = []
+        for index in range(start, stop):
+            x_BTD, after, aux = blocks[index](x_BTD, pieces[index], inner)
+            auxes.append(aux.under(f"{name}.{index}"))
+            if context.runner is None:
+                states.extend(after)
+        return x_BTD, auxes
+
+    x_BTD, auxes = run(0, len(blocks), x_BTD) if context.runner is None else context.runner(len(blocks), run, x_BTD)
     losses: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
-    for index, (block, piece) in enumerate(zip(blocks, split_state(state, blocks), strict=True)):
-        x_BTD, after, aux = block(x_BTD, piece, context)
-        named = aux.under(f"{name}.{index}")
-        losses |= named.losses
-        statistics |= named.statistics
-        states.extend(after)
+    for aux in auxes:
+        losses |= aux.losses
+        statistics |= aux.statistics
     return x_BTD, tuple(states), Aux(losses, statistics)
+
+
+def run_block(block: Stateful, x_BTD: Tensor, state: State | None, context: Context) -> tuple[Tensor, State, Aux]:
+    """Applies one block, through the context's runner if there is one."""
+    if context.runner is None:
+        return block(x_BTD, state, context)
+
+    def run(start: int, stop: int, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]:  # noqa: ARG001
+        y_BTD, _, aux = block(x_BTD, state, context.with_(runner=None))
+        return y_BTD, [aux]
+
+    x_BTD, auxes = context.runner(1, run, x_BTD)
+    return x_BTD, (), auxes[0]
 
 
 def state_bytes(blocks: Iterable[Stateful], context: int) -> int:

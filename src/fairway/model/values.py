@@ -6,7 +6,7 @@ Shape key: B batch, T time, D width.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +64,18 @@ class Aux:
         return sum(self.losses.values(), start=0.0)
 
 
+class Stretch(Protocol):
+    """Consecutive blocks: runs those from `start` to `stop` and returns the output and each block's `Aux`."""
+
+    def __call__(self, start: int, stop: int, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]: ...
+
+
+class Runner(Protocol):
+    """A way of running `count` consecutive blocks: how they are grouped and what is kept for the backward pass."""
+
+    def __call__(self, count: int, run: Stretch, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a forward may look at beside its input; values only, the same for every layer unless replaced."""
@@ -79,6 +91,8 @@ class Context:
     """Where the tokens stood before some were left out; None: they follow one another."""
     progress: float = 1.0
     """Training progress in [0, 1] for features that switch on during training; 1 outside training."""
+    runner: "Runner | None" = None
+    """Runs consecutive blocks instead of a plain loop, as recomputation does; they then return no state."""
 
     def with_(self, **changes: object) -> Self:
         """A copy with some fields replaced."""

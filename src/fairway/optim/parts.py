@@ -31,6 +31,26 @@ class RateScale:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """The last two dimensions of a parameter, outputs and inputs, and those of the same one in a smaller model."""
+
+    outputs: int
+    inputs: int
+    base_outputs: int
+    base_inputs: int
+
+    @property
+    def out(self) -> float:
+        """Growth of the outputs."""
+        return self.outputs / self.base_outputs
+
+    @property
+    def into(self) -> float:
+        """Growth of the inputs."""
+        return self.inputs / self.base_inputs
+
+
+@dataclass(frozen=True)
 class Group:
     """Parameters that share a role and both rates."""
 
@@ -201,6 +221,17 @@ class OptimizerConfig(Technique):
     """Decoupled decay of matrices, heads and routers; vectors, scalars and time constants never decay."""
     decay_embedding: bool = False
     """Whether the embedding decays too."""
+
+    def matrix_rate(self, role: Role, growth: Growth) -> float:  # noqa: ARG002
+        """Factor on the learning rate of a matrix that has grown, so that a step changes its outputs as much.
+
+        That of Adam and of sign-like updates unless overridden.
+        """
+        return 1.0 / growth.into
+
+    def vector_rate(self, growth: float) -> float:  # noqa: ARG002
+        """The same for tables, vectors and scaled heads, of which one dimension has grown by `growth`."""
+        return 1.0
 
     def build(self, model: nn.Module, scales: Mapping[str, RateScale] | None = None) -> Optimizer:
         """An optimizer of every parameter of `model`; `scales` are muP's factors by parameter name."""

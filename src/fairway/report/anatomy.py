@@ -1,4 +1,4 @@
-"""What an artifact is made of: every byte of the file in exactly one group, every tensor with what it costs, by part of the model."""
+"""What an artifact is made of: every byte in one group, every tensor with its cost, by part of the model."""
 
 from dataclasses import dataclass
 from math import prod
@@ -103,7 +103,7 @@ class Weights:
     zeros: float
     """Share that is exactly zero."""
     spread: np.ndarray
-    """Each weight moved evenly within the width of its level, so that a histogram shows density and not the comb of levels."""
+    """Each weight moved evenly within the width of its level: a histogram shows density, not the comb of levels."""
 
 
 def weights_by_part(path: Path) -> dict[str, Weights]:

@@ -13,7 +13,7 @@ import numpy as np
 
 WIDE, HALF, THIRD = 960, 456, 290
 """Widths of the view box, near the pixels that a column of the page gives, so that text keeps its size."""
-LEFT, RIGHT, TOP, BOTTOM = 66, 12, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 76, 12, 14, 42
 MOST_POINTS = 600
 
 
@@ -67,7 +67,7 @@ def lines(
     marks: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
 ) -> str:
-    """Curves over a common x axis. `marks` are horizontal lines at a value, with a text; `from_zero` shows the zero of y.
+    """Curves over a common x axis. `marks` are horizontal lines at a value, with a text; `from_zero` shows y = 0.
 
     Points that are not finite are left out; the y axis spans the bulk of the values, so one spike at the start does not
     flatten the rest.
@@ -86,7 +86,7 @@ def lines(
     for value, text in marks:
         y = frame.y(value)
         frame.parts.append(f'<path class="mark" d="M{LEFT} {y:.1f}H{frame.width - RIGHT}"/>')
-        frame.parts.append(f'<text class="note" x="{LEFT + 6}" y="{y - 6:.1f}">{escape(text)}</text>')
+        frame.parts.append(_text("note", LEFT + 6, y - 6, text))
     for index, curve in enumerate(curves):
         _draw(frame, curve, index)
     return _svg(title, frame, [curve.name for curve in curves] if len(curves) > 1 else [])
@@ -97,23 +97,19 @@ def bars(title: str, items: Sequence[Bar]) -> str:
     items = [item for item in items if math.isfinite(item.value) and item.value >= 0]
     if not items:
         return ""
-    width, row, names, labels = HALF, 27, 138, 118
+    width, row, names, labels = HALF, 27, 130, 142
     height = row * len(items) + 8
     longest = max(item.value for item in items) or 1.0
     parts = []
     for index, item in enumerate(items):
         middle = 4 + row * index + row / 2
         length = max(1.5, item.value / longest * (width - names - labels))
+        parts.append(_text("name", names - 12, middle + 4.5, _cut(item.name, 21), "end"))
         parts.append(
-            f'<text class="name" x="{names - 12}" y="{middle + 4.5:.1f}" text-anchor="end">{escape(_cut(item.name, 21))}</text>'
+            f'<rect class="fill{item.colour % 6}" x="{names}" y="{middle - 8:.1f}" width="{length:.1f}" height="16" '
+            f'rx="3"><title>{escape(item.name)}: {escape(item.label)}</title></rect>'
         )
-        parts.append(
-            f'<rect class="fill{item.colour % 6}" x="{names}" y="{middle - 8:.1f}" width="{length:.1f}" height="16" rx="3">'
-            f"<title>{escape(item.name)}: {escape(item.label)}</title></rect>"
-        )
-        parts.append(
-            f'<text class="value" x="{names + length + 8:.1f}" y="{middle + 4.5:.1f}">{escape(item.label)}</text>'
-        )
+        parts.append(_text("value", names + length + 8, middle + 4.5, item.label))
     return _wrap(title, width, height, parts)
 
 
@@ -137,7 +133,7 @@ def histogram(title: str, values: np.ndarray, *, bins: int = 58) -> str:
     )
     parts = [f'<path class="fill0" d="{columns}"/>', f'<path class="axis" d="M0 {base}H{width}"/>']
     for x, value, anchor in ((0, low, "start"), (width / 2, (low + high) / 2, "middle"), (width, high, "end")):
-        parts.append(f'<text class="tick" x="{x}" y="{base + 17}" text-anchor="{anchor}">{value:.3g}</text>')
+        parts.append(_text("tick", x, base + 17, f"{value:.3g}", anchor))
     return _wrap(title, width, height, parts)
 
 
@@ -152,25 +148,17 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 def _axes(frame: _Frame, x_label: str, y_label: str) -> None:
     bottom, right = frame.height - BOTTOM, frame.width - RIGHT
-    y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high, max(4, frame.width // 100))
+    y_ticks, x_ticks = ticks(frame.y_low, frame.y_high), ticks(frame.x_low, frame.x_high, max(5, frame.width // 100))
     for value in y_ticks:
         y = frame.y(value)
         frame.parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
-        frame.parts.append(
-            f'<text class="tick" x="{LEFT - 9}" y="{y + 4:.1f}" text-anchor="end">{_number(value, y_ticks)}</text>'
-        )
+        frame.parts.append(_text("tick", LEFT - 9, y + 4, _number(value, y_ticks), "end"))
     for value in x_ticks:
-        frame.parts.append(
-            f'<text class="tick" x="{frame.x(value):.1f}" y="{bottom + 18}" text-anchor="middle">{_number(value, x_ticks)}</text>'
-        )
+        frame.parts.append(_text("tick", frame.x(value), bottom + 18, _number(value, x_ticks), "middle"))
     frame.parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-    frame.parts.append(
-        f'<text class="label" x="{right}" y="{frame.height - 5}" text-anchor="end">{escape(x_label)}</text>'
-    )
+    frame.parts.append(_text("label", right, frame.height - 5, x_label, "end"))
     middle = (TOP + bottom) / 2
-    frame.parts.append(
-        f'<text class="label" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(y_label)}</text>'
-    )
+    frame.parts.append(_text("label", 12, middle, y_label, "middle", f' transform="rotate(-90 12 {middle})"'))
 
 
 def _draw(frame: _Frame, curve: Line, colour: int) -> None:
@@ -182,7 +170,8 @@ def _draw(frame: _Frame, curve: Line, colour: int) -> None:
     if curve.dots or len(points) == 1:
         for (x, y), value in zip(points, curve.y, strict=True):
             frame.parts.append(
-                f'<circle class="fill{colour % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{value:.4f}</title></circle>'
+                f'<circle class="fill{colour % 6}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
+                f"<title>{value:.4f}</title></circle>"
             )
 
 
@@ -191,8 +180,12 @@ def _svg(title: str, frame: _Frame, legend: Sequence[str]) -> str:
     for index in reversed(range(len(legend))):
         x -= 7.2 * len(legend[index]) + 34
         frame.parts.append(f'<rect class="fill{index % 6}" x="{x:.1f}" y="{TOP + 4}" width="14" height="4" rx="2"/>')
-        frame.parts.append(f'<text class="note" x="{x + 20:.1f}" y="{TOP + 10}">{escape(legend[index])}</text>')
+        frame.parts.append(_text("note", x + 20, TOP + 10, legend[index]))
     return _wrap(title, frame.width, frame.height, frame.parts)
+
+
+def _text(style: str, x: float, y: float, text: str, anchor: str = "start", more: str = "") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
 
 def _wrap(title: str, width: int, height: float, parts: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import cache
+from itertools import pairwise
 from typing import Literal
 
 import constriction
@@ -37,9 +38,13 @@ _GRID = 128
 _TABLE_BITS = 24
 _LANES = 64
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
-_TAG = 8
+_CHECK = 6
+_TAG = 6
+_ENVIRONMENT = 2
+_DIGEST = 8
+_FIELDS = (3, 3 + _TAG, 3 + _TAG + _ENVIRONMENT, 3 + _TAG + _ENVIRONMENT + _DIGEST)
+_LARGEST_EXPANSION = 1 << 14
 _LARGEST_WINDOW = 1 << 24
-_FOREIGN = "This is not a text compressed by Fairway: "
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Coder:
     policy: Policy
     precision: Precision
     tag: bytes
-    """Eight bytes of the artifact's SHA-256."""
+    """SHA-256 of the artifact, of which files bear the first bytes; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def compress(coder: Coder, documents: Sequence[bytes]) -> Compressed:
         coder.precision,
         min(threads, 255),
         coder.policy,
-        coder.tag,
+        coder.tag[:_TAG].ljust(_TAG, b"\0"),
         _environment(),
         _digest(documents),
         len(documents),
@@ -101,7 +106,9 @@ def compress(coder: Coder, documents: Sequence[bytes]) -> Compressed:
     with _threads(header.threads):
         walk(coder.network, coder.policy, edge, len(documents), _LANES, choose)
     words = encoder.get_compressed().astype("<u4").tobytes()
-    return Compressed(header.write() + words.rstrip(b"\0"), math.fsum(nats))
+    if not _plausible(header.documents, header.tokens, words):
+        raise DataError(f"{header.documents} documents without text are more than one file can tell apart.")
+    return Compressed(header.sealed(words), math.fsum(nats))
 
 
 def decompress(coder: Coder, data: bytes) -> list[bytes]:
@@ -111,17 +118,16 @@ def decompress(coder: Coder, data: bytes) -> list[bytes]:
     machine that rounds differently.
     """
     header, words = _Header.read(data)
-    if header.tag != coder.tag:
+    if header.tag != coder.tag[:_TAG].ljust(_TAG, b"\0"):
         raise DataError("This text was compressed with another model; give the artifact that compressed it.")
     if (header.precision, header.policy) != (coder.precision, coder.policy):
         raise DataError(
             f"This text was compressed in {header.precision} by {header.policy}, "
             f"and is being read in {coder.precision} by {coder.policy}."
         )
-    # Zero bytes at the end are not stored.
-    decoder = constriction.stream.queue.RangeDecoder(
-        np.frombuffer(words + bytes(-len(words) % 4), "<u4").astype(np.uint32)
-    )
+    if len(words) % 4:
+        raise _unreadable(header)
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
     edge = coder.tokenizer.boundary
     decoded: list[list[int]] = [[] for _ in range(header.documents)]
     left = header.tokens
@@ -173,7 +179,7 @@ def _powers() -> Tensor:
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before the coded words: 27 bytes, and four numbers of variable length."""
+    """What stands before the coded words: 29 bytes, and four numbers of variable length."""
 
     precision: Precision
     threads: int
@@ -184,36 +190,43 @@ class _Header:
     documents: int
     tokens: int
 
-    def write(self) -> bytes:
+    def sealed(self, words: bytes) -> bytes:
+        """The whole file: magic bytes, a checksum of everything behind it, the header, the words."""
         fixed = bytes([_VERSION, _PRECISIONS.index(self.precision), self.threads])
         numbers = b"".join(map(_varint, (self.policy.length, self.policy.stride, self.documents, self.tokens)))
-        return _MAGIC + fixed + self.tag + self.environment + self.digest + numbers
+        rest = fixed + self.tag + self.environment + self.digest + numbers + words
+        return _MAGIC + hashlib.sha256(rest).digest()[:_CHECK] + rest
 
     @staticmethod
     def read(data: bytes) -> tuple["_Header", bytes]:
-        """The header and what follows it."""
-        start = len(_MAGIC) + 3
-        if data[: len(_MAGIC)] != _MAGIC or len(data) < start + 2 * _TAG + 4:
-            raise DataError(f"{_FOREIGN}its first bytes are not {_MAGIC.decode()}, or it ends in its header.")
-        version, precision, threads = data[len(_MAGIC) : start]
+        """The header and the words; raises `DataError` for a file that is damaged or something else."""
+        start = len(_MAGIC) + _CHECK
+        rest = data[start:]
+        if data[: len(_MAGIC)] != _MAGIC:
+            raise DataError(f"This is not a text compressed by Fairway: it does not begin with {_MAGIC.decode()}.")
+        if len(rest) < 3 + _TAG + _ENVIRONMENT + _DIGEST or hashlib.sha256(rest).digest()[:_CHECK] != data[4:start]:
+            raise DataError("This compressed text is damaged or cut short: its checksum does not match.")
+        version, precision, threads = rest[:3]
         if version != _VERSION or precision >= len(_PRECISIONS) or threads < 1:
-            raise DataError(f"{_FOREIGN}its header names version {version}; this is version {_VERSION}.")
-        tag, environment, digest = (
-            data[start : start + 8],
-            data[start + 8 : start + 12],
-            data[start + 12 : start + 20],
-        )
-        place, numbers = start + 20, []
+            raise DataError(f"This compressed text has version {version}; this Fairway reads version {_VERSION}.")
+        tag, environment, digest = (rest[begin:end] for begin, end in pairwise(_FIELDS))
+        place, numbers = _FIELDS[-1], []
         for _ in range(4):
-            number, place = _read_varint(data, place)
+            number, place = _read_varint(rest, place)
             numbers.append(number)
         window, stride, documents, tokens = numbers
-        if not 1 <= stride <= window <= _LARGEST_WINDOW or documents > tokens:
-            raise DataError(f"{_FOREIGN}its header counts {documents} documents in {tokens} tokens, window {window}.")
+        words = rest[place:]
+        if not 1 <= stride <= window <= _LARGEST_WINDOW or not _plausible(documents, tokens, words):
+            raise DataError(
+                f"This compressed text claims {documents} documents of {tokens} tokens in {len(words)} bytes."
+            )
         policy = Policy(window, stride)
-        return _Header(_PRECISIONS[precision], threads, policy, tag, environment, digest, documents, tokens), data[
-            place:
-        ]
+        return _Header(_PRECISIONS[precision], threads, policy, tag, environment, digest, documents, tokens), words
+
+
+def _plausible(documents: int, tokens: int, words: bytes) -> bool:
+    """Whether so many tokens may be in so few bytes; bounds the work that a file can ask for."""
+    return documents <= tokens <= _LARGEST_EXPANSION * (len(words) + 1)
 
 
 def _unreadable(header: _Header) -> DataError:
@@ -225,14 +238,14 @@ def _unreadable(header: _Header) -> DataError:
 
 def _environment() -> bytes:
     capability = torch.backends.cpu.get_cpu_capability()
-    return hashlib.sha256(f"{torch.__version__} {capability} {platform.machine()}".encode()).digest()[:4]
+    return hashlib.sha256(f"{torch.__version__} {capability} {platform.machine()}".encode()).digest()[:_ENVIRONMENT]
 
 
 def _digest(documents: Sequence[bytes]) -> bytes:
     whole = hashlib.sha256()
     for document in documents:
         whole.update(hashlib.sha256(document).digest())
-    return whole.digest()[:_TAG]
+    return whole.digest()[:_DIGEST]
 
 
 def _varint(number: int) -> bytes:
@@ -252,7 +265,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
         place += 1
         if data[place - 1] < 128:
             return number, place
-    raise DataError(f"{_FOREIGN}it ends in its header.")
+    raise DataError("This compressed text ends in its header.")
 
 
 @contextmanager

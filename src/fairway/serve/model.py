@@ -21,7 +21,7 @@ from fairway.serve.sampler import SamplerConfig
 from fairway.serve.scoring import Documents, NetworkPredictor, TextScore, score_documents
 from fairway.serve.window import Policy
 
-SEGMENT = 1 << 15
+SEGMENT = 1 << 14
 """Bytes that `Model.compress` codes as one sequence; sequences are computed side by side."""
 
 
@@ -111,8 +111,7 @@ class Model:
     def coder(self, precision: Precision, *, window: int | None = None, stride: int | None = None) -> Coder:
         """The model as a compressor of documents."""
         network = self._double if precision == "fp64" else self.network
-        tag = bytes.fromhex(self.sha256)[:8] if self.sha256 else bytes(8)
-        return Coder(network, self.tokenizer, self.policy(stride, window), precision, tag)
+        return Coder(network, self.tokenizer, self.policy(stride, window), precision, bytes.fromhex(self.sha256))
 
     @cached_property
     def _double(self) -> LanguageModel:

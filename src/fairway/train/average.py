@@ -1,7 +1,8 @@
 """An exponential moving average of the weights, whose horizon is a share of the run.
 
 `a <- a + (w - a) / h`, h steps of memory. Averaging replaces the last part of learning-rate decay, so its horizon and the schedule's
-floor belong together. Polyak & Juditsky 1992; as the schedule's partner: `parameter-golf` records of 2026.
+floor belong together. Polyak & Juditsky 1992; as the schedule's partner: the public
+parameter-golf records of 2026.
 """
 
 import torch
@@ -49,4 +50,4 @@ class Average:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Goes on from saved averages."""
-        self.averages = dict(state)
+        self.averages = {name: state[name] for name in self.parameters} if state else {}

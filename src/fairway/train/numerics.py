@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairway.core.config import Technique
 from fairway.optim.parts import Optimizer
+from fairway.train.segmentation import Costs, Prediction
 
 
 class Precision(ABC):
@@ -56,4 +57,8 @@ class RecomputeConfig(Technique):
 
     def apply(self, model: nn.Module) -> None:
         """Changes how the model's blocks keep their activations."""
+        raise NotImplementedError
+
+    def predict(self, costs: Costs) -> Prediction:
+        """Peak bytes and extra work for blocks of these costs, as `recomputation.measure` finds them."""
         raise NotImplementedError

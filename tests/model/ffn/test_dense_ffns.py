@@ -39,7 +39,7 @@ GATES = {
 
 @pytest.mark.parametrize(("kind", "form"), EQUATIONS)
 def test_ungated_feedforwards_are_their_equations(kind: str, form: str) -> None:
-    ffn = building.built(lambda: Ungated(kind=kind, form=form).build(12))
+    ffn = building.opened(lambda: Ungated.model_validate({"kind": kind, "form": form}).build(12))
     x = sample(12)
     expected = EQUATIONS[kind, form](x @ ffn.input.weight.T) @ ffn.output.weight.T
     assert torch.allclose(ffn(x)[0], expected, rtol=0, atol=1e-12)
@@ -47,7 +47,7 @@ def test_ungated_feedforwards_are_their_equations(kind: str, form: str) -> None:
 
 @pytest.mark.parametrize(("kind", "form"), GATES)
 def test_gated_feedforwards_gate_their_first_half(kind: str, form: str) -> None:
-    ffn = building.built(lambda: Gated(kind=kind, form=form).build(12))
+    ffn = building.opened(lambda: Gated.model_validate({"kind": kind, "form": form}).build(12))
     x, hidden = sample(12), ffn.output.weight.shape[1]
     w, v = ffn.input.weight[:hidden], ffn.input.weight[hidden:]
     expected = (GATES[kind, form](x @ w.T) * (x @ v.T)) @ ffn.output.weight.T
@@ -68,5 +68,5 @@ def test_a_form_where_there_is_but_one_is_refused() -> None:
 
 
 def test_the_matrices_of_a_gated_feedforward_are_told_apart() -> None:
-    ffn = building.built(lambda: Gated(kind="swiglu").build(12))
+    ffn = building.opened(lambda: Gated(kind="swiglu").build(12))
     assert ffn.input.pieces() == {"weight": (ffn.output.weight.shape[1],) * 2}

@@ -13,7 +13,7 @@ from laws.mixers import sample
 
 
 def test_layer_norm_is_torchs_forward_and_backward() -> None:
-    norm = building.built(lambda: Layer(eps=1e-3).build(10))
+    norm = building.opened(lambda: Layer(eps=1e-3).build(10))
     x, weight = sample(10).requires_grad_(), sample(10, seed=1)
     gain, bias = norm.gain_D, norm.bias_D
     ours = torch.autograd.grad((norm(x) * weight).sum(), [x, gain, bias])
@@ -23,7 +23,7 @@ def test_layer_norm_is_torchs_forward_and_backward() -> None:
 
 
 def test_layer_norm_is_rms_norm_of_the_centred_input_plus_bias() -> None:
-    layer, rms = building.built(lambda: Layer(eps=1e-6).build(10)), building.built(lambda: Rms(eps=1e-6).build(10))
+    layer, rms = building.opened(lambda: Layer(eps=1e-6).build(10)), building.opened(lambda: Rms(eps=1e-6).build(10))
     rms.gain.data.copy_(layer.gain_D)
     x = sample(10)
     centred = x - x.mean(-1, keepdim=True)
@@ -32,7 +32,7 @@ def test_layer_norm_is_rms_norm_of_the_centred_input_plus_bias() -> None:
 
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
 def test_rms_norm_is_its_equation(fraction: float) -> None:
-    norm = building.built(lambda: Rms(fraction=fraction, eps=1e-4).build(12))
+    norm = building.opened(lambda: Rms(fraction=fraction, eps=1e-4).build(12))
     x = sample(12)
     measured = x[..., : int(12 * fraction)]
     expected = norm.gain * x / torch.sqrt(measured.square().mean(-1, keepdim=True) + 1e-4)
@@ -40,7 +40,7 @@ def test_rms_norm_is_its_equation(fraction: float) -> None:
 
 
 def test_a_gain_stored_as_its_distance_from_one_gives_the_same_norm() -> None:
-    plain, offset = Rms().build(6), Rms(unit_offset=True).build(6)
+    plain, offset = (building.opened(lambda u=u: Rms(unit_offset=u).build(6)) for u in (False, True))
     with torch.no_grad():
         plain.gain.copy_(torch.linspace(0.5, 2, 6))
         offset.gain.copy_(torch.linspace(0.5, 2, 6) - 1)
@@ -48,7 +48,7 @@ def test_a_gain_stored_as_its_distance_from_one_gives_the_same_norm() -> None:
 
 
 def test_norms_ignore_the_scale_and_rms_norm_has_no_slope_along_its_input() -> None:
-    norm = building.built(lambda: Rms(eps=1e-14).build(8))
+    norm = building.opened(lambda: Rms(eps=1e-14).build(8))
     x = sample(8)
     assert torch.allclose(norm(37.0 * x), norm(x), atol=1e-10)
     factor = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -57,6 +57,6 @@ def test_norms_ignore_the_scale_and_rms_norm_has_no_slope_along_its_input() -> N
 
 
 def test_the_epsilon_stands_inside_the_root() -> None:
-    norm = building.built(lambda: Rms(gain=False, eps=0.25).build(4))
+    norm = building.opened(lambda: Rms(gain=False, eps=0.25).build(4))
     x = torch.full((1, 4), 0.5, dtype=torch.float64)
     assert torch.allclose(norm(x), x / math.sqrt(0.5))

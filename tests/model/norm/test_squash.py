@@ -17,7 +17,7 @@ from laws.models import built_model, model_config
 
 
 def test_the_gradient_of_alpha_in_dyt_is_its_closed_form() -> None:
-    norm = building.built(lambda: Dyt(alpha=0.7).build(6))
+    norm = building.opened(lambda: Dyt(alpha=0.7).build(6))
     x, g = sample(6), sample(6, seed=1)
     (norm(x) * g).sum().backward()
     expected = (g * norm.gain_D * x / torch.cosh(norm.alpha * x).square()).sum()
@@ -25,7 +25,7 @@ def test_the_gradient_of_alpha_in_dyt_is_its_closed_form() -> None:
 
 
 def test_the_gradients_of_derf_are_their_closed_forms() -> None:
-    norm = building.built(lambda: Derf(alpha=0.7, shift=0.2).build(6))
+    norm = building.opened(lambda: Derf(alpha=0.7, shift=0.2).build(6))
     x, g = sample(6), sample(6, seed=1)
     (norm(x) * g).sum().backward()
     bell = (2 / math.sqrt(math.pi)) * torch.exp(-(norm.alpha * x + norm.shift).square())
@@ -35,7 +35,7 @@ def test_the_gradients_of_derf_are_their_closed_forms() -> None:
 
 def test_derf_is_the_error_function_of_scipy() -> None:
     special = pytest.importorskip("scipy.special")
-    norm = building.built(lambda: Derf(shift=0.1, bias=False).build(6))
+    norm = building.opened(lambda: Derf(shift=0.1, bias=False).build(6))
     x = sample(6)
     u = (norm.alpha * x + norm.shift).detach().numpy()
     assert torch.allclose(norm(x), norm.gain_D * torch.from_numpy(special.erf(u)), atol=1e-12)
@@ -51,7 +51,7 @@ def test_half_precision_inputs_are_squashed_in_single_precision() -> None:
 
 @pytest.mark.parametrize("config", [Dyt(alpha=1e-6), Derf(alpha=1e-6), Pointwise(alpha=1e-6)])
 def test_a_tiny_alpha_makes_a_linear_map(config: Dyt | Derf | Pointwise) -> None:
-    norm = building.built(lambda: config.build(6), awake=False)
+    norm = building.opened(lambda: config.build(6), awake=False)
     x = sample(6)
     slope = 2 / math.sqrt(math.pi) if config.kind == "derf" else 1.0
     assert torch.allclose(norm(x) / 1e-6, slope * x, atol=1e-9)
@@ -60,7 +60,7 @@ def test_a_tiny_alpha_makes_a_linear_map(config: Dyt | Derf | Pointwise) -> None
 def test_alpha_is_one_scalar_whose_start_depends_on_the_place() -> None:
     config = Dyt(alpha=0.2, alpha_at={"mixer": 0.8})
     for site, start in (("mixer", 0.8), ("ffn", 0.2), ("final", 0.2)):
-        norm = building.built(lambda site=site: config.build(6, site), awake=False)
+        norm = building.opened(lambda site=site: config.build(6, site), awake=False)
         assert norm.alpha.ndim == 0
         assert norm.alpha.item() == start
 
@@ -103,6 +103,7 @@ def test_known_distances_between_tanh_and_the_error_function() -> None:
 def test_models_without_norm_learn_a_scale_of_the_embedding(kind: str) -> None:
     model = built_model(model_config(norm=kind), awake=False)
     assert model.scale is not None
+    assert model.scale.scale is not None
     assert model.scale.scale.item() == pytest.approx(math.sqrt(48))
     assert model.scale.scale.requires_grad
     with pytest.raises(ConfigError, match="learned, sqrt or auto"):

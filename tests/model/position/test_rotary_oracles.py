@@ -10,7 +10,7 @@ from fairway.core.config import Slot
 from fairway.core.errors import ConfigError
 from fairway.model.lm import ModelConfig
 from fairway.model.mixer.attention import Config as Attention
-from fairway.model.parts import NO_CONTEXT, Position, PositionConfig
+from fairway.model.parts import NO_CONTEXT, PositionConfig
 from fairway.ops.attention.naive import attend
 from laws import building
 from laws.mixers import sample, site
@@ -19,8 +19,8 @@ from laws.models import built_model, model_config, sample_tokens
 SLOT = Slot("fairway.model.position", "rope")
 
 
-def position(kind: str, head_width: int = 8, context: int = 64, **settings: Any) -> Position:
-    config = SLOT.config(kind)(kind=kind, **settings)
+def position(kind: str, head_width: int = 8, context: int = 64, **settings: Any) -> Any:
+    config = SLOT.config(kind).model_validate({"kind": kind, **settings})
     assert isinstance(config, PositionConfig)
     return config.build(head_width, context, 48)
 
@@ -82,9 +82,9 @@ def test_dynamic_ntk_is_plain_within_the_trained_length_and_ntk_like_beyond() ->
 
 
 def test_attention_with_dynamic_ntk_turns_all_keys_by_the_length_of_the_query() -> None:
-    config = SLOT.config("dynamic_ntk")(kind="dynamic_ntk", step=4)
+    config = SLOT.config("dynamic_ntk").model_validate({"kind": "dynamic_ntk", "step": 4})
     assert isinstance(config, PositionConfig)
-    mixer = building.built(lambda: Attention(heads=3, qk_norm=False).build(48, site(config, context=8)))
+    mixer = building.opened(lambda: Attention(heads=3, qk_norm=False).build(48, site(config, context=8)))
     x = sample()
     q, k, v = mixer._projected(x, NO_CONTEXT)
     expected = torch.zeros_like(q)
@@ -119,7 +119,7 @@ def test_yarn_blends_by_turns_over_the_trained_length() -> None:
 def test_the_two_ramps_of_yarn_differ_as_much_as_is_known() -> None:
     turns = position("yarn", 128, 4096, factor=8.0)
     index = position("yarn", 128, 4096, factor=8.0, ramp="index")
-    ratios = [b / a - 1 for a, b in zip(turns.theta_R, index.theta_R, strict=True)]
+    ratios = [1 - a / b for a, b in zip(turns.theta_R, index.theta_R, strict=True)]
     assert max(ratios, key=abs) == ratios[36]
     assert ratios[36] == pytest.approx(0.57, abs=0.005)
     assert ratios[20] == pytest.approx(0.0, abs=1e-9)

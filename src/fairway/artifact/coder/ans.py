@@ -16,6 +16,7 @@ from fairway.core.errors import ArtifactError
 SOURCE = Source("Duda", 2009, "arXiv:0902.0271")
 
 _END = np.array([0xA5, 0xA5], np.int32)
+_BITS_OF_A_STATE = 40
 _OCTET = constriction.stream.model.Uniform(256)
 
 
@@ -28,6 +29,9 @@ class Config(CoderConfig):
 
 class Ans(Coder):
     """Table, state words without their trailing zeros, low bits. An end mark betrays a wrong count."""
+
+    def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:
+        return fit_table(Histogram(values, counts))[1] + _BITS_OF_A_STATE
 
     def encode(self, symbols: Integers) -> bytes:
         table, _ = fit_table(Histogram.of(symbols))

@@ -44,16 +44,19 @@ class Config(CoderConfig):
 class Huffman(Coder):
     """Alphabet and code lengths, codes, a bit that marks the end, low bits."""
 
+    def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:
+        histogram = Histogram(values, counts)
+        table, _ = fit_table(histogram)
+        reduced = histogram.shifted(table.shift).counts
+        lengths = np.array(code_lengths(reduced.tolist()), np.int64)
+        return float(reduced @ (lengths + table.shift)) + 8 * len(_table(table, lengths.tolist())) + 4
+
     def encode(self, symbols: Integers) -> bytes:
         histogram = Histogram.of(symbols)
         table, _ = fit_table(histogram)
         lengths = code_lengths(histogram.shifted(table.shift).counts.tolist())
-        writer = BitWriter()
-        write_alphabet(writer, table.symbols, table.shift)
-        if lengths:
-            write_series(writer, lengths)
         places, low = split(symbols, table)
-        return writer.data() + _coded(places, lengths) + low
+        return _table(table, lengths) + _coded(places, lengths) + low
 
     def decode(self, data: bytes, count: int) -> Integers:
         reader = BitReader(data[: 16 * LARGEST_ALPHABET])
@@ -66,6 +69,14 @@ class Huffman(Coder):
         refuse_unless(bool(symbols) or not count, "A stream has no symbols in its table.")
         places = _decoded(data[start:stop], lengths, count)
         return joined(places, data[stop:], table) if count else places
+
+
+def _table(table: Table, lengths: Sequence[int]) -> bytes:
+    writer = BitWriter()
+    write_alphabet(writer, table.symbols, table.shift)
+    if lengths:
+        write_series(writer, lengths)
+    return writer.data()
 
 
 def code_lengths(counts: Sequence[int]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from fairway.core.errors import ArtifactError
 SOURCE = Source("Martin", 1979, "Video & Data Recording Conference, Southampton")
 
 _END = np.array([0xA5, 0xA5], np.int32)
+_BITS_OF_A_STATE = 40
 _OCTET = constriction.stream.model.Uniform(256)
 
 
@@ -28,6 +29,9 @@ class Config(CoderConfig):
 
 class Range(Coder):
     """Table, words of the range coder, low bits. An end mark betrays a wrong count."""
+
+    def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:
+        return fit_table(Histogram(values, counts))[1] + _BITS_OF_A_STATE
 
     def encode(self, symbols: Integers) -> bytes:
         table, _ = fit_table(Histogram.of(symbols))

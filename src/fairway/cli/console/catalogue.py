@@ -10,7 +10,7 @@ from fairway.run import Recipe
 
 
 def slots(config: type[Config] = Recipe) -> Iterator[tuple[str, Slot]]:
-    """Every slot below a config with the path of the first field that has it; techniques may hold slots of their own."""
+    """Every slot below a config, with the path of the first field that has it; techniques may hold slots too."""
     yield from _below(config, "", set())
 
 

@@ -44,7 +44,7 @@ def ends_well(action: Callable[[], int]) -> int:
 def _termination_as_interrupt() -> Iterator[None]:
     """SIGTERM ends a command the way Ctrl-C does."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise KeyboardInterrupt
 
     try:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fairway.core.log import Event, Listener
 
@@ -39,10 +40,9 @@ def progress(stream: TextIO | None = None) -> Iterator[Listener]:
         TextColumn("[bold]{task.description:<9}"),
         BarColumn(bar_width=28),
         TaskProgressColumn(),
-        TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(file=stream), refresh_per_second=2, transient=True) as bar:
+    with _TwoLines(*columns, console=Console(file=stream), refresh_per_second=2, transient=True) as bar:
         yield _Bars(bar)
 
 
@@ -51,6 +51,14 @@ def described(figures: dict[str, float]) -> str:
     if "tokens/s" not in figures and figures.get("step_seconds") and "tokens" in figures:
         figures = {**figures, "tokens/s": figures["tokens"] / figures["step_seconds"]}
     return "  ".join(show(figures[name]) for name, show in _SHOWN if name in figures)
+
+
+class _TwoLines(Progress):
+    """The bar on one line, its figures on the next, so that neither is cut on a narrow terminal."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(f"  {task.fields['figures']}", style="dim") for task in self.tasks if task.fields["figures"])
 
 
 class _Bars:

@@ -35,7 +35,8 @@ def open_run(
     if target and Path(target).is_dir():
         if overrides or size or time or folder:
             raise ConfigError(
-                f"{target} is a run with a recipe of its own; to change it, start from {target}/recipe.yaml in another --folder."
+                f"{target} is a run with a recipe of its own; to change it, start from {target}/recipe.yaml "
+                "in another --folder."
             )
         return open_folder(target)
     recipe = chosen_recipe(target, overrides, size, time)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairway.core.config import Source
 from fairway.model.parts import NO_CONTEXT, Aux, Context, Depth, DepthConfig, Role, State, Stateful, joined
-from fairway.model.stack import MakeBlock, step_signal
+from fairway.model.stack import MakeBlock, run_block, step_signal
 
 SOURCE = Source("Graves", 2016, "arXiv:1603.08983")
 
@@ -80,7 +80,7 @@ class AdaptiveTime(Depth):
             weight_BT = halting.step(p_BT, last=step == self.config.layers - 1)
             entry = h_BTD + step_signal(step, self.width, h_BTD) if self.config.step == "sinusoid" else h_BTD
             piece = None if state is None else state[step * count : (step + 1) * count]
-            y_BTD, after, aux = self.block(entry, piece, context)
+            y_BTD, after, aux = run_block(self.block, entry, piece, context)
             h_BTD = torch.where(running_BT[..., None], y_BTD, h_BTD) if self.config.frozen else y_BTD
             weight = weight_BT[..., None].to(y_BTD.dtype)
             if self.config.mode == "graves":

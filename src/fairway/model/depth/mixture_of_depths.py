@@ -88,7 +88,10 @@ class MixtureOfDepths(Depth):
 
 
 class Routed(Stateful):
-    """A block for chosen tokens. State: tokens seen, whether a document began since the last chosen one, the block's."""
+    """A block for chosen tokens. State: tokens seen, whether a document began since the last chosen one, the block's.
+
+    The block's tensors are filled up to the longest sequence, their real sizes beside them.
+    """
 
     def __init__(self, block: Stateful, width: int, config: Config) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from fairway.model.parts import (
     joined,
     split_state,
 )
-from fairway.model.stack import MakeBlock, state_bytes, stateful
+from fairway.model.stack import MakeBlock, run_block, state_bytes, stateful
 
 SOURCE = Source("Ronneberger et al.", 2015, "arXiv:1505.04597")
 
@@ -98,7 +98,7 @@ class Skip(Depth):
             if self.keep_LD is not None and self.input_LD is not None:
                 keep_D, input_D = (w_LD[layer].to(x_BTD.dtype) for w_LD in (self.keep_LD, self.input_LD))
                 x_BTD = torch.addcmul(x_BTD * keep_D, start_BTD.to(x_BTD.dtype), input_D)
-            x_BTD, after, aux = block(x_BTD, piece, context)
+            x_BTD, after, aux = run_block(block, x_BTD, piece, context)
             if layer < self.skips:
                 remembered.append(x_BTD)
             states.append(after)

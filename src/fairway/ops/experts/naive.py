@@ -7,17 +7,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def expert(x_ND: Tensor, input_JD: Tensor, output_DF: Tensor, activation: Activation, *, gated: bool) -> Tensor:
     """One feed-forward; J is F, or 2F with the gate first."""
-    h_NJ = x_ND @ input_JD.T
+    h_NJ = functional.linear(x_ND, input_JD)
     if not gated:
-        return activation(h_NJ) @ output_DF.T
+        return functional.linear(activation(h_NJ), output_DF)
     gate_NF, value_NF = h_NJ.chunk(2, dim=-1)
-    return (activation(gate_NF) * value_NF) @ output_DF.T
+    return functional.linear(activation(gate_NF) * value_NF, output_DF)
 
 
 def mix(

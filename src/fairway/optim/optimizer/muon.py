@@ -27,7 +27,7 @@ from fairway.model.parts import Role, parameter_pieces
 from fairway.optim.adam import AdamRule
 from fairway.optim.groups import make_groups, members_of
 from fairway.optim.orthogonal import CoefficientName, coefficients, orthogonalise
-from fairway.optim.parts import Group, Optimizer, OptimizerConfig, Rates, RateScale, Rule
+from fairway.optim.parts import Group, Growth, Optimizer, OptimizerConfig, Rates, RateScale, Rule
 
 SOURCE = Source("Jordan et al.", 2024, "kellerjordan.github.io/posts/muon")
 
@@ -65,6 +65,14 @@ class Config(OptimizerConfig):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
+
+    def matrix_rate(self, role: Role, growth: Growth) -> float:
+        """What the scale rule lacks of a spectral norm of sqrt(outputs / inputs); 1 for `spectral`."""
+        if role is not Role.MATRIX:
+            return super().matrix_rate(role, growth)
+        own = update_scale(self.scale, growth.outputs, growth.inputs)
+        base = update_scale(self.scale, growth.base_outputs, growth.base_inputs)
+        return math.sqrt(growth.out / growth.into) / (own / base)
 
     def build(self, model: nn.Module, scales: Mapping[str, RateScale] | None = None) -> Optimizer:
         pieces = parameter_pieces(model)

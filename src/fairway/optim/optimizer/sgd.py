@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.core.config import Source
+from fairway.model.parts import Role
 from fairway.optim.groups import make_groups, members_of
-from fairway.optim.parts import Group, Optimizer, OptimizerConfig, RateScale, Rule
+from fairway.optim.parts import Group, Growth, Optimizer, OptimizerConfig, RateScale, Rule
 
 SOURCE = Source("Sutskever et al.", 2013, "ICML 2013, PMLR 28(3):1139-1147")
 
@@ -26,6 +27,12 @@ class Config(OptimizerConfig):
     nesterov: bool = True
     coupled: bool = False
     """Add weight decay to the gradient."""
+
+    def matrix_rate(self, role: Role, growth: Growth) -> float:  # noqa: ARG002
+        return growth.out / growth.into
+
+    def vector_rate(self, growth: float) -> float:
+        return growth
 
     def build(self, model: nn.Module, scales: Mapping[str, RateScale] | None = None) -> Optimizer:
         groups = make_groups(model, self, scales)

@@ -7,6 +7,7 @@ from torch import nn
 
 from fairway.core.config import Source
 from fairway.train.numerics import RecomputeConfig
+from fairway.train.segmentation import Costs, Prediction, Segment, predict
 
 SOURCE = Source("Rumelhart et al.", 1986, "doi:10.1038/323533a0")
 
@@ -16,3 +17,6 @@ class Config(RecomputeConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Leaves the model as it is."""
+
+    def predict(self, costs: Costs) -> Prediction:
+        return predict([Segment(0, len(costs.kept), recompute=False)], costs)

@@ -1,0 +1,25 @@
+"""Only what is large to keep and cheap to compute is computed again: attention and point functions.
+
+The outputs of every product with a weight are kept; scores, probabilities, norms, gates and activations are
+not. Korthikanti et al. 2022.
+"""
+
+from torch import nn
+
+from fairway.core.config import Source
+from fairway.train.numerics import RecomputeConfig
+from fairway.train.recomputation import Selective, install
+from fairway.train.segmentation import Costs, Prediction
+
+SOURCE = Source("Korthikanti et al.", 2022, "arXiv:2205.05198")
+
+
+class Config(RecomputeConfig):
+    """Settings of selective recomputation; there are none."""
+
+    def apply(self, model: nn.Module) -> None:
+        install(model, Selective())
+
+    def predict(self, costs: Costs) -> Prediction:
+        rest = max(kept - products for kept, products in zip(costs.kept, costs.products, strict=True))
+        return Prediction(sum(costs.inputs) + sum(costs.products) + max(0, rest), 0.0)

@@ -1,0 +1,35 @@
+"""Running a test on every path of the native kernels that this machine has."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fairway.core import native
+
+EVERY_LEVEL = [None, *native.LEVELS]
+
+
+@contextmanager
+def at_level(level: str | None) -> Iterator[None]:
+    """The block runs with one instruction level forced, or without kernels for None; skips what cannot run here."""
+    with pytest.MonkeyPatch.context() as patch:
+        _forget()
+        patch.setenv("FAIRWAY_NATIVE", "1")
+        best = native.level()
+        if level is None:
+            patch.setenv("FAIRWAY_NATIVE", "0")
+        elif best is None or native.LEVELS.index(level) > native.LEVELS.index(best):
+            pytest.skip(f"this machine or build has no {level} kernels")
+        else:
+            patch.setenv("FAIRWAY_LEVEL", level)
+        _forget()
+        try:
+            yield
+        finally:
+            _forget()
+
+
+def _forget() -> None:
+    native.level.cache_clear()
+    native.kernel.cache_clear()

@@ -1,0 +1,89 @@
+"""Every fast path of attention against the definition: outputs and gradients, on each instruction level."""
+
+import pytest
+import torch
+from laws.levels import EVERY_LEVEL, at_level
+from torch import Tensor
+
+from fairway.core.seed import generator
+from fairway.ops.attention import blocked, fastest, naive
+
+SHAPES = {
+    "one token": (1, 2, 2, 1, 1, 8),
+    "odd everything": (2, 3, 3, 37, 37, 6),
+    "grouped queries": (2, 4, 2, 33, 33, 16),
+    "one key group": (1, 4, 1, 20, 20, 32),
+    "keys carried in": (2, 2, 1, 19, 50, 48),
+    "several blocks": (1, 2, 2, 131, 140, 64),
+}
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v, an upstream gradient, and the first key each query may see."""
+    batch, heads, groups, queries, keys, width = shape
+    source = generator(0, "attention", str(shape))
+    q, up = (torch.randn(batch, heads, queries, width, generator=source, dtype=torch.float64) for _ in range(2))
+    k, v = (torch.randn(batch, groups, keys, width, generator=source, dtype=torch.float64) for _ in range(2))
+    own = torch.arange(keys - queries, keys)
+    first = (own - torch.randint(0, 12, (batch, queries), generator=source)).clamp_min(0)
+    return q.to(dtype), k.to(dtype), v.to(dtype), up.to(dtype), first
+
+
+def gradients(attend, q: Tensor, k: Tensor, v: Tensor, up: Tensor, first: Tensor | None, cap: float | None) -> list[Tensor]:
+    """The output, and the gradients by q, k and v."""
+    inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    y = attend(*inputs, first, cap)
+    return [y.detach(), *torch.autograd.grad(y, inputs, up)]
+
+
+def relative(seen: Tensor, wanted: Tensor) -> float:
+    return float((seen.double() - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_blocks_of_queries_give_what_single_queries_give(shape: tuple[int, ...], cap: float | None, restricted: bool) -> None:
+    q, k, v, up, first = drawn(shape, torch.float64)
+    seen = gradients(blocked.attend, q, k, v, up, first if restricted else None, cap)
+    wanted = gradients(naive.attend, q, k, v, up, first if restricted else None, cap)
+    assert max(map(relative, seen, wanted)) < 1e-11
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_level_gives_what_the_definition_gives(
+    shape: tuple[int, ...], dtype: torch.dtype, error: float, level: str | None
+) -> None:
+    q, k, v, up, first = drawn(shape, dtype)
+    with at_level(level):
+        for cap, visible in ((None, None), (3.0, first)):
+            seen = gradients(fastest.attend, q, k, v, up, visible, cap)
+            wanted = gradients(naive.attend, q.double(), k.double(), v.double(), up.double(), visible, cap)
+            assert max(map(relative, seen, wanted)) < error
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+def test_the_same_threads_give_the_same_bits(level: str | None) -> None:
+    q, k, v, up, _ = drawn((2, 4, 2, 70, 70, 32), torch.bfloat16)
+    with at_level(level):
+        runs = [gradients(fastest.attend, q, k, v, up, None, None) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+def test_a_value_that_is_not_a_number_reaches_everyone_who_sees_it(level: str | None) -> None:
+    q, k, v, _, _ = drawn((1, 1, 1, 40, 40, 16), torch.float32)
+    v[0, 0, 25, 3] = float("nan")
+    with at_level(level):
+        y = fastest.attend(q, k, v)
+    assert y[0, 0, 25:, 3].isnan().all()
+    assert not y[0, 0, :, :3].isnan().any()
+
+
+def test_the_registered_op_is_differentiable_and_has_a_fake() -> None:
+    with at_level("portable"):
+        q, k, v = (torch.randn(1, 17, 2, 8, generator=generator(0, name), requires_grad=True) for name in "qkv")
+        result = torch.library.opcheck(torch.ops.fairway.attention.default, (q, k, v, None, 0.0))
+    assert set(result.values()) == {"SUCCESS"}
