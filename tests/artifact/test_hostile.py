@@ -382,8 +382,3 @@ def test_a_million_fuzzed_files_find_nothing(seed: int) -> None:
     random = np.random.default_rng(200 + seed)
     for _ in range(500_000):
         assert not assert_survives(forged((random.bytes(int(random.integers(1, 60))),), b""))
-
-
-def test_findings_of_earlier_fuzzing_stay_mended() -> None:
-    for path in sorted((Path(__file__).parent / "regressions").glob("*.fwy")):
-        assert_survives(path.read_bytes())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.artifact.packing import raw, rows
+from fairway.artifact.packing import codebook, nf4, raw, rows, sparse
 from fairway.artifact.parts import PACKINGS, Packed, packing
 from fairway.core.errors import ArtifactError
 
@@ -18,6 +18,9 @@ def examples() -> dict[str, Packed]:
     codes = random.integers(-9, 10, (6, 8)).astype(np.int32)
     return {
         "rows": rows.pack(codes, random.integers(-30, 4, 6), (2, 3, 8)),
+        "codebook": codebook.pack(codes + 9, torch.linspace(-0.1, 0.1, 19), (6, 8)),
+        "sparse": sparse.pack(np.where(codes > 5, codes, 0), np.arange(9, dtype=np.int32) + 15_000, -3, (6, 8), 2),
+        "nf4": nf4.pack(np.abs(codes), random.integers(-40, -20, 12), (48,), 4),
         "raw": raw.pack(torch.randn(5, generator=torch.Generator().manual_seed(1)), "bfloat16"),
     }
 

@@ -70,6 +70,7 @@ def test_gradients_of_unscaled_losses_agree_with_float32(kind: str) -> None:
         for parameter in model.parameters():
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator(3, parameter.numel()))
         precision = build(name, model)
+        precision.attach(AdamW().build(model))
         precision.scale(loss_of(model, precision, tokens_BT)).backward()
         precision.unscale(model.parameters())
         gradients.append(torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None]))

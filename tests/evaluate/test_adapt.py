@@ -1,5 +1,6 @@
 """Score-first adaptation: it learns, never before it is scored, and with no learning it is the fixed predictor."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,13 @@ def test_a_chain_with_any_change_does_not_replay(model: Model) -> None:
         assert check_chain(wrong, tally).passed is False
     tally.nats[1][0] -= 1e-9
     assert check_chain(chain, tally).passed is False
+
+
+def test_an_adapted_score_can_be_stored_with_its_chain(model: Model) -> None:
+    score = evaluate_adapted(model, REPETITIVE)
+    stored = json.loads(json.dumps(score.plain()))
+    assert stored["chain"][-1]["hash"] == score.chain[-1].hash
+    assert stored["bits_per_byte"] == score.bits_per_byte
 
 
 def test_half_precision_is_refused(model: Model) -> None:

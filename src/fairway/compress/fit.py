@@ -84,8 +84,8 @@ def compress_model(
     def attempt(strength: float) -> _Attempt:
         tensors = quantized(source, quantizer, strength, config, kept, texts, listener)
         contents = Contents(
-            model.config.plain(),
-            model.vocabulary,
+            source.config.plain(),
+            source.vocabulary,
             tokenizer_kind,
             tokenizer_bytes,
             tensors,

@@ -76,6 +76,10 @@ class QuantizerConfig(Technique):
         """The quantiser."""
         raise NotImplementedError
 
+    def hooks(self) -> list[Hook]:
+        """What acts while the model trains; nothing unless the technique is one of training."""
+        return []
+
 
 @dataclass(frozen=True)
 class Pruned:

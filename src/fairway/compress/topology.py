@@ -5,13 +5,13 @@ Densities: `uniform` (the first layer dense), `er` proportional to `(n_in + n_ou
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fairway.compress.masks import keep_highest, prunable
+from fairway.compress.masks import apply, keep_highest, prunable
 from fairway.compress.parts import Pruned, Pruner
 from fairway.core.log import Listener, silent
 from fairway.core.seed import generator
@@ -85,12 +85,6 @@ def impose(loop: Trainee, masks: Mapping[str, Tensor]) -> None:
             named[name].mul_(mask)
 
 
-def sparse_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights that may become sparse."""
-    named = dict(model.named_parameters())
-    return {name: tuple(named[name].shape) for name in prunable(model)}
-
-
 class Masked(Hook):
     """Keeps masks over a run and through its checkpoints."""
 
@@ -121,35 +115,34 @@ class Masked(Hook):
 class Settle(Pruner):
     """After sparse training: the weights that training left active stay, all others are exactly zero.
 
-    Averaged weights keep traces of weights that were active once; where more are not zero than the density allows, the largest stay.
+    Averaged weights keep traces of weights that were active once; `choose` says which stay, from the magnitudes of all.
     """
 
-    def __init__(self, sparsity: float, rule: Density | None) -> None:
-        self.sparsity, self.rule = sparsity, rule
+    def __init__(self, choose: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> None:
+        self.choose = choose
 
     def prune(self, model: LanguageModel, calibration: object, listener: Listener = silent) -> Pruned:  # noqa: ARG002
-        shapes = sparse_shapes(model)
-        named = dict(model.named_parameters())
-        if self.rule is None:
-            values = torch.cat([named[name].detach().abs().flatten() for name in shapes])
-            kept = keep_highest(values, int(self.sparsity * len(values))).split([math.prod(s) for s in shapes.values()])
-            masks = {name: piece.view(shapes[name]) for name, piece in zip(shapes, kept, strict=True)}
-        else:
-            masks = {}
-            for name, density in densities(shapes, self.sparsity, self.rule).items():
-                size = named[name].detach().abs()
-                masks[name] = keep_highest(size, size.numel() - round(density * size.numel()))
-        masks = {name: mask & (named[name].detach() != 0) for name, mask in masks.items()}
-        with torch.no_grad():
-            for name, mask in masks.items():
-                named[name].mul_(mask)
-        return Pruned(model, masks)
+        sizes = {name: weight_RC.abs() for name, weight_RC in prunable(model).items()}
+        masks = {name: kept_RC & (sizes[name] > 0) for name, kept_RC in self.choose(sizes).items()}
+        return Pruned(model, apply(model, masks))
+
+
+def settle_by_density(sparsity: float, rule: Density) -> Settle:
+    """Keeps, in each layer, as many of the largest weights as its density allows."""
+
+    def choose(sizes: dict[str, Tensor]) -> dict[str, Tensor]:
+        shapes = {name: tuple(size.shape) for name, size in sizes.items()}
+        wanted = densities(shapes, sparsity, rule)
+        return {name: keep_highest(size, size.numel() - round(wanted[name] * size.numel())) for name, size in sizes.items()}
+
+    return Settle(choose)
 
 
 def seeded_masks(model: LanguageModel, sparsity: float, rule: Density, seed: int) -> dict[str, Tensor]:
     """Random masks of the layers' densities."""
-    shapes = sparse_shapes(model)
+    shapes = {name: tuple(weight_RC.shape) for name, weight_RC in prunable(model).items()}
+    named = dict(model.named_parameters())
     return {
-        name: random_mask(shapes[name], density, generator(seed, "mask", name))
+        name: random_mask(shapes[name], density, generator(seed, "mask", name)).view(named[name].shape)
         for name, density in densities(shapes, sparsity, rule).items()
     }

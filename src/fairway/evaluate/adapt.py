@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from fairway.core.errors import EvaluationError
 from fairway.core.log import Event, Listener, silent
 from fairway.core.seed import generator, numpy_generator
 from fairway.data.parts import Tokenizer
-from fairway.evaluate.bpb import TOLERANCES, ArtifactGate, EvaluateConfig, Score, artifact_gate, prepared
+from fairway.evaluate.bpb import TOLERANCES, ArtifactGate, EvaluateConfig, Score, artifact_gate, measured, prepared
 from fairway.evaluate.chain import Link, check_chain, extended
 from fairway.evaluate.gates import (
     NO_FACTS,
@@ -42,7 +42,7 @@ from fairway.evaluate.gates import (
 from fairway.model.lm import LanguageModel
 from fairway.model.parts import Part, Role
 from fairway.serve.model import Model
-from fairway.serve.scoring import NetworkPredictor, Tally, mode_name, rows_at_once
+from fairway.serve.scoring import NetworkPredictor, Tally, rows_at_once
 from fairway.serve.window import Batch, Policy, Window, packed
 
 
@@ -99,6 +99,10 @@ class AdaptedScore(Score):
     chain: tuple[Link, ...]
     seconds_adapt: float
 
+    def plain(self) -> dict[str, Any]:
+        """Everything as JSON-able values."""
+        return {**super().plain(), "chain": [vars(link) for link in self.chain]}
+
 
 def evaluate_adapted(
     model: Model,
@@ -148,37 +152,21 @@ def judge_learner(
     ledger = ledger or Ledger()
     text = prepared(tokenizer, documents, config, facts, before)
     referee = _Referee(learner, Tally(text.sequences), policy, config, TOLERANCES[config.precision])
-    spent = 0.0
-    for done, (index, windows) in enumerate(
-        chunks := list(_chunks(text.sequences, policy, adapt.chunk or policy.length))
-    ):
+    before_adapting = ledger.seconds.get("adapt", 0.0)
+    chunks = list(_chunks(text.sequences, policy, adapt.chunk or policy.length))
+    for done, (index, windows) in enumerate(chunks, start=1):
         if adapt.scope == "document" and windows[0].first == 0:
             learner.reset()
         with ledger.phase("evaluate"):
             chunk = referee.score(index, windows)
-        begin = time.monotonic()
         with ledger.phase("adapt"):
             learner.learn(chunk)
-        spent += time.monotonic() - begin
-        listener(Event("evaluate", (done + 1) / len(chunks)))
+        listener(Event("evaluate", done / len(chunks)))
     gates = [*text.gates, coverage(referee.tally, tokenizer, text.texts), *referee.verdicts()]
     refuse_failures(gates)
-    return AdaptedScore(
-        nats=referee.tally.total(),
-        tokens=referee.tally.tokens,
-        bytes=sum(map(len, text.texts)),
-        documents=len(text.texts),
-        mode=mode_name(policy),
-        window=policy.length,
-        stride=policy.stride,
-        gates=tuple(gates),
-        seconds=time.monotonic() - start,
-        precision=config.precision,
-        documents_mode=config.documents,
-        artifact=text.artifact,
-        chain=tuple(referee.chain),
-        seconds_adapt=spent,
-    )
+    spent = ledger.seconds["adapt"] - before_adapting
+    facts_of_score = measured(text, referee.tally, policy, config, gates, start)
+    return AdaptedScore(**facts_of_score, chain=tuple(referee.chain), seconds_adapt=spent)
 
 
 class NetworkLearner:

@@ -40,6 +40,7 @@ from fairway.serve.scoring import (
     Documents,
     NetworkPredictor,
     Predictor,
+    Tally,
     TextScore,
     mode_name,
     score_sequences,
@@ -147,20 +148,7 @@ def judge(
         one_pass(predictor, tally, policy, config.batch, tolerance),
     ]
     refuse_failures(gates)
-    return Score(
-        nats=tally.total(),
-        tokens=tally.tokens,
-        bytes=sum(map(len, text.texts)),
-        documents=len(text.texts),
-        mode=mode_name(policy),
-        window=policy.length,
-        stride=policy.stride,
-        gates=tuple(gates),
-        seconds=time.monotonic() - start,
-        precision=config.precision,
-        documents_mode=config.documents,
-        artifact=text.artifact,
-    )
+    return Score(**measured(text, tally, policy, config, gates, start))
 
 
 @dataclass(frozen=True)
@@ -205,6 +193,26 @@ def prepared(
     refuse_failures(gates)
     sequences = sequences_of(tokens, tokenizer.boundary, config.documents)
     return Prepared(texts, sequences, gates, before.sha256 if before is not None else "")
+
+
+def measured(
+    text: Prepared, tally: Tally, policy: Policy, config: EvaluateConfig, gates: Sequence[GateResult], start: float
+) -> dict[str, Any]:
+    """The fields of a `Score` of text whose nats were counted since `start` by the monotonic clock."""
+    return {
+        "nats": tally.total(),
+        "tokens": tally.tokens,
+        "bytes": sum(map(len, text.texts)),
+        "documents": len(text.texts),
+        "mode": mode_name(policy),
+        "window": policy.length,
+        "stride": policy.stride,
+        "gates": tuple(gates),
+        "seconds": time.monotonic() - start,
+        "precision": config.precision,
+        "documents_mode": config.documents,
+        "artifact": text.artifact,
+    }
 
 
 def predictor_of(model: Model, precision: Precision) -> NetworkPredictor:

@@ -83,19 +83,9 @@ def prove(
         )
     texts = sample(documents, config.max_bytes)
     with tempfile.TemporaryDirectory(prefix="fairway-proof-") as temporary:
-        work = Path(temporary)
-        target = (folder or work) / "proof.fwyz"
-        policy = config.policy(model.context)
-        _write_documents(work / "text", texts)
-        settings = [config.precision, str(policy.length), str(policy.stride)]
-        listener(Event("prove", 0.0, message="compressing"))
-        coded = _in_a_fresh_process("compress", model.path, work / "text", target, *settings)
-        listener(Event("prove", 0.5, message="decompressing in a fresh process"))
-        decoded = _in_a_fresh_process("decompress", model.path, target, work / "back")
-        if _read_documents(work / "back") != texts:
-            raise EvaluationError("The proof failed: the decompressed text is not the text that was compressed.")
+        target = (folder or Path(temporary)) / "proof.fwyz"
+        coded, decoded = _there_and_back(model, model.path, texts, config, Path(temporary), target, listener)
         size = target.stat().st_size
-    listener(Event("prove", 1.0))
     by_score = score.nats / math.log(2) / 8
     proof = Proof(
         bytes=size,
@@ -114,6 +104,29 @@ def prove(
             f"the score of {score.bytes} bytes says {by_score:.0f}, and allows {proof.allowed:.0f}."
         )
     return proof
+
+
+def _there_and_back(
+    model: Model,
+    artifact: Path,
+    texts: list[bytes],
+    config: EvaluateConfig,
+    work: Path,
+    target: Path,
+    listener: Listener,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of compressing and of decompressing, after the text came back unaltered."""
+    policy = config.policy(model.context)
+    _write_documents(work / "text", texts)
+    settings = [config.precision, str(policy.length), str(policy.stride)]
+    listener(Event("prove", 0.0, message="Compressing the text."))
+    coded = _in_a_fresh_process("compress", artifact, work / "text", target, *settings)
+    listener(Event("prove", 0.5, message="Decompressing it in a fresh process."))
+    decoded = _in_a_fresh_process("decompress", artifact, target, work / "back")
+    if _read_documents(work / "back") != texts:
+        raise EvaluationError("The proof failed: the decompressed text is not the text that was compressed.")
+    listener(Event("prove", 1.0))
+    return coded, decoded
 
 
 def _in_a_fresh_process(verb: str, *arguments: Path | str) -> dict[str, Any]:

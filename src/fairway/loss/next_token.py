@@ -2,10 +2,10 @@
 
 `L = mean_t (logsumexp(l_t) - l_t[target_t]) + z * mean_t logsumexp(l_t)^2`, `l = c tanh(logits / c)` under a soft cap c. Tokens are
 taken in chunks; each chunk's logits live only until they have become their own gradient. The z term keeps the normaliser near one
-(Chowdhery et al. 2022, arXiv:2204.02311). Shape key: N tokens (batch and time flattened), D width, V vocabulary.
+(Chowdhery et al. 2022, arXiv:2204.02311). Further terms of the same logits, such as a teacher's, are added chunk by chunk. Shape key: N tokens (batch and time flattened), D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ class NextTokenConfig(Config):
     """Tokens whose logits are held at once."""
 
 
+Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""A further loss of the logits after the soft cap: (logits_NV, which tokens these are) -> (value_N, its slope by them, NV)."""
+
+
 @dataclass(frozen=True)
 class NextToken:
     """A loss and what it is made of."""
@@ -44,14 +48,17 @@ def next_token(
     config: NextTokenConfig,
     softcap: float | None = None,
     weight: float | None = None,
+    terms: Sequence[Term] = (),
+    own: float = 1.0,
 ) -> NextToken:
     """Loss of `target_N` under `logits(hidden)` before the soft cap, whose trainable `parameters` are given.
 
-    `weight` replaces 1 / N as the weight of one token, for accumulation over unequal micro-batches.
+    `weight` replaces 1 / N as the weight of one token, for accumulation over unequal micro-batches. `own` is
+    the weight of this loss beside further `terms`, which bring their own.
     """
     each = 1.0 / target_N.numel() if weight is None else weight
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    loss, nats = _Chunked.apply(logits, config, softcap, each, target_N, hidden_ND, *trained)  # pyrefly: ignore
+    loss, nats = _Chunked.apply(logits, config, softcap, (each, own, tuple(terms)), target_N, hidden_ND, *trained)  # pyrefly: ignore
     return NextToken(loss, nats)
 
 
@@ -64,20 +71,25 @@ class _Chunked(torch.autograd.Function):
         logits: Callable[[Tensor], Tensor],
         config: NextTokenConfig,
         softcap: float | None,
-        each: float,
+        weights: tuple[float, float, tuple[Term, ...]],
         target_N: Tensor,
         hidden_ND: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad[5:])
-        nats, squares = 0.0, 0.0
+        each, own, terms = weights
+        nats, squares, further, start = 0.0, 0.0, 0.0, 0
         hidden_gradients: list[Tensor] = []
         gradients: list[Tensor | None] = [None] * len(parameters)
         for hidden, target in zip(hidden_ND.split(config.chunk), target_N.split(config.chunk), strict=True):
             with torch.set_grad_enabled(wanted):
                 hidden = hidden.detach().requires_grad_(wanted)
                 logits_NV = logits(hidden)
-            nats_N, normaliser_N, slope_NV = cross_entropy_(logits_NV.detach(), target, softcap, config.z_loss, each)
+            value, added_NV = _further(terms, logits_NV.detach(), slice(start, start + len(hidden)), softcap)
+            start, further = start + len(hidden), further + value
+            nats_N, normaliser_N, slope_NV = cross_entropy_(logits_NV.detach(), target, softcap, config.z_loss, own * each)
+            if added_NV is not None:
+                slope_NV = slope_NV.add_(added_NV, alpha=each)
             nats += float(nats_N.sum(dtype=torch.float64))
             squares += float(normaliser_N.square().sum(dtype=torch.float64))
             if wanted:
@@ -88,13 +100,27 @@ class _Chunked(torch.autograd.Function):
         dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         mean = hidden_ND.new_tensor(nats / target_N.numel(), dtype=dtype)
         ctx.mark_non_differentiable(mean)
-        return hidden_ND.new_tensor((nats + config.z_loss * squares) * each, dtype=dtype), mean
+        return hidden_ND.new_tensor((own * (nats + config.z_loss * squares) + further) * each, dtype=dtype), mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients]
         ctx.gradients = None
         return (None, None, None, None, None, *scaled)
+
+
+def _further(
+    terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None
+) -> tuple[float, Tensor | None]:
+    """The sum of the terms over a chunk, and its gradient by the logits before the soft cap."""
+    if not terms:
+        return 0.0, None
+    wide_NV = z_NV if z_NV.dtype == torch.float64 else z_NV.float()
+    capped_NV = wide_NV if softcap is None else softcap * torch.tanh(wide_NV / softcap)
+    found = [term(capped_NV, span) for term in terms]
+    slope_NV = torch.stack([slope_NV for _, slope_NV in found]).sum(0) if len(found) > 1 else found[0][1]
+    value = sum(float(value_N.sum(dtype=torch.float64)) for value_N, _ in found)
+    return value, slope_NV if softcap is None else slope_NV * (1 - (capped_NV / softcap).square())
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:

@@ -72,8 +72,10 @@ class TokenTerm:
 
     def loss(self, logits_NV: Tensor, targets: Targets, kept_N: Tensor | None = None) -> Tensor:
         """Mean over the kept tokens, differentiable by the logits; 0 where none is kept."""
-        value_N = with_slope(*_between(logits_NV, *self.value_and_slope(logits_NV.detach(), targets)))
-        return masked_mean(value_N, kept_N)
+        value_N, slope_NV = self.value_and_slope(logits_NV.detach(), targets)
+        if kept_N is not None:
+            slope_NV = torch.where(kept_N[:, None], slope_NV, torch.zeros_like(slope_NV))
+        return masked_mean(with_slope(value_N, logits_NV, slope_NV), kept_N)
 
     def _folded(self, log_s_NV: Tensor, targets: Targets, index_NK: Tensor) -> tuple[Tensor, Tensor]:
         log_k_NK = log_s_NV.gather(-1, index_NK)
@@ -93,6 +95,3 @@ def masked_mean(value_N: Tensor, kept_N: Tensor | None) -> Tensor:
         return value_N.mean()
     return torch.where(kept_N, value_N, torch.zeros_like(value_N)).sum() / kept_N.sum().clamp_min(1)
 
-
-def _between(logits_NV: Tensor, value_N: Tensor, slope_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return value_N, logits_NV, slope_NV

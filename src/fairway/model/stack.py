@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fairway.model.parts import Aux, Context, State, Stateful, split_state
+from fairway.model.parts import Aux, Context, Part, Role, State, Stateful, split_state
 
 MakeBlock = Callable[[int, int], Stateful]
 
@@ -62,6 +62,28 @@ def run_block(block: Stateful, x_BTD: Tensor, state: State | None, context: Cont
 def state_bytes(blocks: Iterable[Stateful], context: int) -> int:
     """Bytes of the decoding states of all blocks."""
     return sum(block.state_bytes(context) for block in blocks)
+
+
+class StepSignal(Part):
+    """Tells a repeated block which loop it is in: `forward(x_BTD, step) -> x_BTD + s e_step`.
+
+    e is the sinusoid of `step_signal`, s a learned scalar that begins at zero: the stream may be much smaller than e.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.scale = nn.Parameter(torch.empty(()))
+
+    def roles(self) -> dict[str, Role]:
+        return {"scale": Role.SCALAR}
+
+    def init_weights(self, generator: torch.Generator) -> None:  # noqa: ARG002
+        self.scale.zero_()
+
+    def forward(self, x_BTD: Tensor, step: int) -> Tensor:
+        """The input with the signal of one step."""
+        return x_BTD + step_signal(step, self.width, x_BTD) * self.scale.to(x_BTD.dtype)
 
 
 def step_signal(step: int, width: int, like: Tensor) -> Tensor:

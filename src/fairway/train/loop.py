@@ -89,6 +89,7 @@ class Loop:
         config.recompute.apply(model)
         self.precision = config.precision.build(model, model.device)
         self.optimizer = config.optimizer.build(model)
+        self.precision.attach(self.optimizer)
         self.average = Average(model, config.average)
         self.clock = Clock(budget)
         self.skipped = 0
@@ -179,7 +180,7 @@ class Loop:
                 output = self.forward(part.tokens_BT[:, :-1], starts_BT=starts, progress=progress)
                 hidden_ND = output.hidden_BTD.flatten(0, 1)
                 target_N = part.tokens_BT[:, 1:].flatten()
-                main = self._next_token(hidden_ND, target_N, progress, 1.0 / total)
+                main = self._next_token(hidden_ND, target_N, progress, 1.0 / total, part)
                 extra = output.aux.loss() * share
                 for hook in self.hooks:
                     extra = extra + sum(hook.loss(self, part, output).values()) * share
@@ -189,12 +190,16 @@ class Loop:
                 statistics[name] = statistics.get(name, 0.0) + value.detach() * share
         return nats, statistics
 
-    def _next_token(self, hidden_ND: Tensor, target_N: Tensor, progress: float, weight: float) -> NextToken:
+    def _next_token(
+        self, hidden_ND: Tensor, target_N: Tensor, progress: float, weight: float, part: Batch
+    ) -> NextToken:
         head, embedding = self.model.head, self.model.embedding
         parameters = [*embedding.parameters(), *head.parameters()]
         cap = head.config.softcap
         logits = partial(head.uncapped, embedding=embedding, progress=progress)
-        return next_token(logits, parameters, hidden_ND, target_N, self.config.loss, cap, weight)
+        own = math.prod(hook.next_token_weight(self) for hook in self.hooks)
+        terms = [term for hook in self.hooks if (term := hook.term(self, part)) is not None]
+        return next_token(logits, parameters, hidden_ND, target_N, self.config.loss, cap, weight, terms, own)
 
     def _update(
         self, parameters: list[torch.nn.Parameter], norm: float, factor: float, progress: float, statistics: dict

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fairway.data.batches import Batch
+from fairway.loss.next_token import Term
 from fairway.model.lm import LanguageModel, Output
 from fairway.optim.parts import Optimizer
 
@@ -52,6 +53,14 @@ class Hook:
     def loss(self, loop: Trainee, batch: Batch, output: Output) -> dict[str, Tensor]:  # noqa: ARG002
         """Further loss terms of a micro-batch, already weighted; each is added to the loss and logged."""
         return {}
+
+    def next_token_weight(self, loop: Trainee) -> float:  # noqa: ARG002
+        """Weight of the next-token loss in the next step; those of several hooks are multiplied."""
+        return 1.0
+
+    def term(self, loop: Trainee, batch: Batch) -> Term | None:  # noqa: ARG002
+        """A further term of the logits of a micro-batch, already weighted; computed together with the next-token loss."""
+        return None
 
     def gradients(self, loop: Trainee) -> bool:  # noqa: ARG002
         """After the backward passes. True replaces this step's weight update, as a change of topology does."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairway.compress.masks import prunable
 from fairway.compress.parts import Pruner, PrunerConfig
-from fairway.compress.topology import Density, Masked, Settle, impose, moved, seeded_masks, share_at
+from fairway.compress.topology import Density, Masked, impose, moved, seeded_masks, settle_by_density, share_at
 from fairway.core.config import Source
 from fairway.core.seed import generator
 from fairway.train.parts import Hook, Trainee
@@ -47,7 +47,7 @@ class Config(PrunerConfig):
     """Let weights grow that were dropped in the same change."""
 
     def build(self) -> Pruner:
-        return Settle(self.sparsity, self.density)
+        return settle_by_density(self.sparsity, self.density)
 
     def hooks(self, seed: int) -> list[Hook]:
         return [Dynamic(self, seed)]

@@ -44,7 +44,7 @@ class Config(PrunerConfig):
         return self
 
     def build(self) -> Pruner:
-        return Settle(0.0, None)
+        return Settle(lambda sizes: keep_by_score(sizes, self.sparsity, self.scope))
 
     def hooks(self, seed: int) -> list[Hook]:  # noqa: ARG002
         return [Iterative(self)]

@@ -6,13 +6,10 @@ levels; after entropy coding only that ratio counts: about `2.047 - strength` bi
 Shape key: R rows, C columns.
 """
 
-import torch
 from pydantic import Field
 
-from fairway.artifact.packing.rows import pack, steps_of
-from fairway.artifact.parts import Packed
-from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, removed
-from fairway.compress.steps import row_exponents
+from fairway.compress.parts import Quantizer, QuantizerConfig
+from fairway.compress.steps import RowRounding
 from fairway.core.config import Source
 
 SOURCE = Source("Parameter Golf contributors", 2026, "https://github.com/openai/parameter-golf")
@@ -25,18 +22,4 @@ class Config(QuantizerConfig):
     """1: each row's step follows its own deviation; 0: one step for the whole weight."""
 
     def build(self) -> Quantizer:
-        return RoundToNearest(self)
-
-
-class RoundToNearest(Quantizer):
-    """Packs as `rows`."""
-
-    def __init__(self, config: Config) -> None:
-        self.power = config.row_power
-
-    def quantize(self, piece: Piece, strength: float) -> Packed:
-        weight_RC = removed(piece.weight_RC, piece.kept_RC)
-        exponents_R = row_exponents(weight_RC, strength, self.power)
-        steps_R = torch.from_numpy(steps_of(exponents_R))
-        codes_RC = torch.round(weight_RC / steps_R[:, None]).to(torch.int32).numpy()
-        return pack(codes_RC, exponents_R, piece.shape)
+        return RowRounding(self.row_power)

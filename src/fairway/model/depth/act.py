@@ -49,6 +49,7 @@ class AdaptiveTime(Depth):
         self.config = config
         self.block = block
         self.width = width
+        self.signal = StepSignal(width) if config.step == "sinusoid" else None
         self.halt_D = nn.Parameter(torch.empty(width))
         self.halt_bias = nn.Parameter(torch.empty(()))
 
@@ -78,7 +79,7 @@ class AdaptiveTime(Depth):
             p_BT = self._probability(h_BTD)
             running_BT = halting.running_BT
             weight_BT = halting.step(p_BT, last=step == self.config.layers - 1)
-            entry = h_BTD + step_signal(step, self.width, h_BTD) if self.config.step == "sinusoid" else h_BTD
+            entry = h_BTD if self.signal is None else self.signal(h_BTD, step)
             piece = None if state is None else state[step * count : (step + 1) * count]
             y_BTD, after, aux = run_block(self.block, entry, piece, context)
             h_BTD = torch.where(running_BT[..., None], y_BTD, h_BTD) if self.config.frozen else y_BTD

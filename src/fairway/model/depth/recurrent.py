@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Aux, Context, Depth, DepthConfig, Role, State, joined, split_state
-from fairway.model.stack import MakeBlock, run_blocks, state_bytes, stateful, step_signal
+from fairway.model.stack import MakeBlock, StepSignal, run_blocks, state_bytes, stateful
 
 SOURCE = Source("Dehghani et al.", 2019, "arXiv:1807.03819")
 
@@ -79,7 +79,7 @@ class Recurrent(Depth):
         self.gain_LD = nn.Parameter(torch.empty(shape)) if config.gains else None
         self.inject_D = nn.Parameter(torch.empty(width)) if config.inject == "add" else None
         self.inject = Linear(width, width, gain=0.0) if config.inject == "linear" else None
-        self.width = width
+        self.signal = StepSignal(width) if config.step == "sinusoid" else None
 
     def roles(self) -> dict[str, Role]:
         return {name: Role.VECTOR for name, _ in self.named_parameters(recurse=False)}
@@ -145,8 +145,8 @@ class Recurrent(Depth):
 
     def _entry(self, h_BTD: Tensor, start_BTD: Tensor, loop: int) -> Tensor:
         """What the core reads in one loop."""
-        if self.config.step == "sinusoid":
-            h_BTD = h_BTD + step_signal(loop, self.width, h_BTD)
+        if self.signal is not None:
+            h_BTD = self.signal(h_BTD, loop)
         elif self.step_LD is not None:
             h_BTD = h_BTD + self.step_LD[loop].to(h_BTD.dtype)
         if self.inject_D is not None:

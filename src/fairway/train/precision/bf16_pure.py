@@ -45,8 +45,10 @@ class PureBf16(Precision):
     def __init__(self, device_type: str, config: Config) -> None:
         self.device_type = device_type
         self.config = config
+        self.attached = False
 
     def attach(self, optimizer: Optimizer) -> None:
+        self.attached = True
         match self.config.rounding:
             case "stochastic":
                 optimizer.rounding = Stochastic(self.config.seed)
@@ -57,4 +59,5 @@ class PureBf16(Precision):
                 optimizer.rounding = Nearest()
 
     def forward(self) -> AbstractContextManager[object]:
+        assert self.attached, "without an attached optimizer every small update would be lost"
         return torch.autocast(self.device_type, torch.bfloat16)
