@@ -6,6 +6,7 @@ the whole one (data processing), and equals it where k is the vocabulary. At tem
 (Hinton et al. 2015, arXiv:1503.02531). Shape key: N tokens, V vocabulary, K likeliest tokens, M outcomes (V, or K + 1).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from fairway.loss.divergence import Divergence, by_logits, with_slope
 
 _LEAST = 1e-7
-"""Mass that the rest keeps when rounding has taken all of it."""
+"""Mass that the rest has at least, so that rounding cannot take all of it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Targets:
     @classmethod
     def of_likeliest(cls, log_p_NK: Tensor, index_NK: Tensor) -> Self:
         """From the log-probabilities of some tokens; what they lack to 1 is the rest's."""
-        rest_N1 = (1 - log_p_NK.exp().sum(-1, keepdim=True)).clamp_min(_LEAST).log()
-        return cls(torch.cat((log_p_NK, rest_N1), -1), index_NK)
+        held_N1 = log_p_NK.logsumexp(-1, keepdim=True)
+        most_N1 = held_N1.clamp_max(math.log1p(-_LEAST))
+        rest_N1 = torch.log(-torch.expm1(most_N1))
+        return cls(torch.cat((log_p_NK - (held_N1 - most_N1), rest_N1), -1), index_NK)
 
 
 class Predictions(Protocol):

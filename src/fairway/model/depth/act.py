@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairway.core.config import Source
 from fairway.model.parts import NO_CONTEXT, Aux, Context, Depth, DepthConfig, Role, State, Stateful, joined
-from fairway.model.stack import MakeBlock, run_block, step_signal
+from fairway.model.stack import MakeBlock, StepSignal, run_block
 
 SOURCE = Source("Graves", 2016, "arXiv:1603.08983")
 

@@ -144,7 +144,7 @@ class MuonRule(Rule):
             updates = {}
             for name in chunk:
                 momentum = self.state[name]["momentum"].lerp_(gradient_of[name], 1.0 - mu)
-                updates[name] = gradient_of[name].lerp(momentum, 1 - mu) if self.config.nesterov else momentum
+                updates[name] = gradient_of[name].lerp(momentum, mu) if self.config.nesterov else momentum
             pieces = [self._pieces[name] for name in chunk]
             for batch in zip(*pieces, strict=True):
                 self._update_batch(batch, weight_of, updates, group, lr)

@@ -1,0 +1,155 @@
+// Point functions on vectors, each with its slope, and vectors that a row ends in the middle of.
+//
+// The polynomials are minimax fits of relative error below 3e-9; what remains is the rounding of float32.
+
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+// The first `count` numbers of a vector, zeros behind them; `count` may exceed the lanes.
+template <class T>
+inline Floats load_part(const T* p, long count) {
+    if (count >= lanes) return load(p);
+    T held[lanes] = {};
+    std::memcpy(held, p, (size_t)count * sizeof(T));
+    return load(held);
+}
+
+template <class T>
+inline void store_part(T* p, Floats v, long count) {
+    if (count >= lanes) return store(p, v);
+    T held[lanes];
+    store(held, v);
+    std::memcpy(p, held, (size_t)count * sizeof(T));
+}
+
+inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
+
+inline Floats with_sign_of(Floats x, Floats sign) {
+    return (Floats)(((Ints)x & 0x7fffffff) | ((Words)sign & 0x80000000u));
+}
+
+// 2^x, exactly 1 at 0; 0 below -126 or less, infinite above 128, NaN for NaN.
+inline Floats exponential2(Floats x) {
+#if defined(__AVX512F__)
+    Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 8), f = x - n;
+#else
+    Ints low = x < all(-126.0f), high = x >= all(128.0f);
+    Floats n = (x + 12582912.0f) - 12582912.0f, f = x - n;
+#endif
+    Floats p = all(1.547801218e-4f);
+    p = p * f + 1.340043167e-3f;
+    p = p * f + 9.617994552e-3f;
+    p = p * f + 5.550327216e-2f;
+    p = p * f + 2.402265150e-1f;
+    p = p * f + 6.931472067e-1f;
+    p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    Ints half = __builtin_convertvector(n, Ints) >> 1, rest = __builtin_convertvector(n, Ints) - half;
+    Floats y = p * (Floats)((half + 127) << 23) * (Floats)((rest + 127) << 23);
+    y = select(low, Floats{}, y);
+    y = select(high, all(INFINITY), y);
+    return select(x == x, y, x);
+#endif
+}
+
+// e^x - 1, to full relative precision also near 0.
+inline Floats exponential_minus_one(Floats x) {
+    Floats p = all(1.999680957e-4f);
+    p = p * x + 1.399778304e-3f;
+    p = p * x + 8.333052203e-3f;
+    p = p * x + 4.166530389e-2f;
+    p = p * x + 1.666666836e-1f;
+    p = p * x + 5.000000426e-1f;
+    p = p * x + 1.0f;
+    return select(magnitude(x) < all(0.5f), p * x, exponential(x) - 1.0f);
+}
+
+inline Floats logistic(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
+inline Floats tanh_of(Floats x) {
+    Floats z = x * x, m = magnitude(x);
+    Floats p = all(-5.863211393e-3f);
+    p = p * z + 2.076358065e-2f;
+    p = p * z - 5.377184493e-2f;
+    p = p * z + 1.333172943e-1f;
+    p = p * z - 3.333328508e-1f;
+    Floats large = 1.0f - 2.0f / (exponential(2.0f * m) + 1.0f);
+    return select(m < all(0.6f), x + x * z * p, with_sign_of(large, x));
+}
+
+// erf: a polynomial below 1, and 1 - e^(-Q) with a polynomial Q above.
+inline Floats erf_of(Floats x) {
+    Floats z = x * x, m = magnitude(x);
+    Floats p = all(7.889115087e-5f);
+    p = p * z - 8.020839950e-4f;
+    p = p * z + 5.189535190e-3f;
+    p = p * z - 2.685444451e-2f;
+    p = p * z + 1.128360017e-1f;
+    p = p * z - 3.761262714e-1f;
+    p = p * z + 1.128379166f;
+    Floats c = select(m > all(4.0f), all(4.0f), m);
+    Floats q = all(2.168695163e-5f);
+    q = q * c - 4.413376278e-4f;
+    q = q * c + 4.204568331e-3f;
+    q = q * c - 2.520827488e-2f;
+    q = q * c + 1.084186073e-1f;
+    q = q * c + 6.332198639e-1f;
+    q = q * c + 1.129578440f;
+    q = q * c - 1.880436745e-4f;
+    Floats large = select(m > all(4.0f), all(1.0f), 1.0f - exponential(-q));
+    Floats y = select(m < all(1.0f), x * p, with_sign_of(large, x));
+    return select(x == x, y, x);
+}
+
+// Each point function gives its value, and its slope where that is asked for.
+struct Identity {
+    static Floats value(Floats x) { return x; }
+    static Floats slope(Floats, Floats) { return all(1.0f); }
+};
+
+struct Sigmoid {
+    static Floats value(Floats x) { return logistic(x); }
+    static Floats slope(Floats, Floats y) { return y * (1.0f - y); }
+};
+
+struct Relu {
+    static Floats value(Floats x) { return select(x < Floats{}, Floats{}, x); }
+    static Floats slope(Floats x, Floats) { return select(x <= Floats{}, Floats{}, all(1.0f)); }
+};
+
+struct Silu {
+    static Floats value(Floats x) { return x / (1.0f + exponential(-x)); }
+    static Floats slope(Floats x, Floats y) { return logistic(x) * (1.0f + x - y); }
+};
+
+struct Gelu {
+    static Floats value(Floats x) { return 0.5f * x * (1.0f + erf_of(x * 0.70710678f)); }
+    static Floats slope(Floats x, Floats) {
+        return 0.5f * (1.0f + erf_of(x * 0.70710678f)) + x * 0.39894228f * exponential(-0.5f * x * x);
+    }
+};
+
+struct GeluTanh {
+    static Floats value(Floats x) { return 0.5f * x * (1.0f + tanh_of(0.79788456f * (x + 0.044715f * x * x * x))); }
+    static Floats slope(Floats x, Floats) {
+        Floats t = tanh_of(0.79788456f * (x + 0.044715f * x * x * x));
+        return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 0.134145f * x * x);
+    }
+};
+
+struct Tanh {
+    static Floats value(Floats x) { return tanh_of(x); }
+    static Floats slope(Floats, Floats y) { return 1.0f - y * y; }
+};
+
+struct Erf {
+    static Floats value(Floats x) { return erf_of(x); }
+    static Floats slope(Floats x, Floats) { return 1.12837917f * exponential(-x * x); }
+};
+
+}  // namespace
