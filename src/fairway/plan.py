@@ -201,9 +201,9 @@ class _RandomTokens(Batches):
     def __init__(self, vocabulary: int, seed: int) -> None:
         self.vocabulary, self.seed = vocabulary, seed
 
-    def at(self, step: int, batch: int, context: int, rank: int = 0, world: int = 1) -> Batch:  # noqa: ARG002
-        source = generator(self.seed, "preflight", step)
-        tokens_BT = torch.randint(self.vocabulary, (batch, context + 1), generator=source)
+    def rows(self, first: int, count: int, context: int) -> Batch:
+        source = generator(self.seed, "preflight", first)
+        tokens_BT = torch.randint(self.vocabulary, (count, context + 1), generator=source)
         return Batch(tokens_BT, torch.zeros_like(tokens_BT, dtype=torch.bool))
 
 

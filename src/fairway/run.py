@@ -5,7 +5,8 @@ its result already stands, so a run that was stopped goes on when the same comma
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,22 @@ from fairway.core.probe import machine as describe_machine
 from fairway.core.storage import LOCK, MANIFEST, locked, read_json, sha256, write_json, write_text
 from fairway.data.batches import Batches
 from fairway.data.manifest import DataConfig, Manifest, prepare
+from fairway.data.parts import Tokenizer
 from fairway.evaluate.bpb import EvaluateConfig
 from fairway.evaluate.fresh import score_in_fresh_process
 from fairway.model.lm import LanguageModel, ModelConfig
+from fairway.model.parts import fill
+from fairway.optim.mup import Parametrisation, parametrise
+from fairway.optim.widths import at_width
 from fairway.serve.load import load
 from fairway.train.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint
+from fairway.train.distributed import ALONE
 from fairway.train.loop import Loop, TrainConfig
 from fairway.train.meter import Meter
 from fairway.train.parts import Hook
+from fairway.train.profile import Profile, Stopwatch
+from fairway.train.provenance import accept_changes, facts_of
+from fairway.train.teacher import DistillConfig, Teaching, budget_without, require_same_tokens
 from fairway.train.validation import Validation
 
 
@@ -58,6 +67,8 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     sample: SampleConfig = SampleConfig()
     budget: Budget = Budget()
+    distill: DistillConfig | None = None
+    """Learning from a teacher; none if not given."""
 
 
 def load_recipe(path: Path | None, assignments: Sequence[str] = ()) -> Recipe:
@@ -83,33 +94,50 @@ class Summary:
     peak_memory_bytes: int
     fingerprint: str
     machine: dict[str, Any]
+    teacher_seconds_train: float | None = None
+    """Training time of the teacher, where there is one and it is known."""
+    scratch_bits_per_byte: float | None = None
+    """Of the same model trained without the teacher, for its own and the teacher's time."""
+    scratch_seconds_train: float | None = None
 
 
 class Run:
     """A recipe and the folder its results lie in."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, data: Path | None = None) -> None:
+        """`data`: the prepared folder of another run of the same data, if it is to be shared."""
         self.recipe, self.folder = recipe, folder
         self.artifact = folder / "model.fwy"
-        self.data = folder / "data"
+        self.data = data or folder / "data"
         self.fit, self.score = folder / "fit.json", folder / "score.json"
         ledger = folder / "ledger.json"
         self.ledger = Ledger(read_json(ledger) if ledger.exists() else None)
+        self.allow_changes = False
+        """Go on from a checkpoint of another recipe, text or code, with the change on record."""
+        self.team = ALONE
+        self.profiled = False
+        """Whether training measures where its time goes, into `profile`."""
+        self.profile: Profile | None = None
         self._manifest: Manifest | None = None
 
     @classmethod
-    def create(cls, recipe: Recipe, folder: Path) -> "Run":
-        """A run in a folder that holds the same recipe, or nothing but a recipe."""
+    def create(cls, recipe: Recipe, folder: Path, *, allow_changes: bool = False) -> "Run":
+        """A run in a folder that holds the same recipe, or nothing but a recipe, or, where allowed, another recipe."""
         stored = folder / "recipe.yaml"
         if stored.exists() and any(path.name not in (stored.name, LOCK) for path in folder.iterdir()):
             old = Recipe.read(read_yaml(stored), origin=str(stored))
-            if old != recipe:
+            if old != recipe and not allow_changes:
                 raise ConfigError(
-                    f"{folder} holds another run ({differences(old, recipe)}); name another folder, or delete this one."
+                    f"{folder} holds another run ({differences(old, recipe)}); name another folder, delete this one, "
+                    "or go on with the change on record by --allow-changes."
                 )
         else:
+            old = None
+        if old != recipe:
             write_text(stored, yaml.safe_dump(recipe.plain(), sort_keys=False))
-        return cls(recipe, folder)
+        run = cls(recipe, folder)
+        run.allow_changes = allow_changes
+        return run
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -122,13 +150,14 @@ class Run:
         """All stages, each skipped where its result already stands."""
         with locked(self.folder, "start a run"):
             try:
-                self.train(listener)
+                self._train(listener)
                 self.compress(listener)
                 score = self.evaluate(listener)
                 self.write_sample(listener)
+                scratch = self.train_from_scratch(listener)
             finally:
                 write_json(self.folder / "ledger.json", self.ledger.entries())
-            return self._summarise(score)
+            return self._summarise(score, scratch)
 
     def prepare(self, listener: Listener) -> Manifest:
         """Text to checked token shards."""
@@ -145,44 +174,72 @@ class Run:
         return prepare(self.recipe.data, self.data, lambda done, what: listener(Event("prepare", done, message=what)))
 
     def train(self, listener: Listener) -> None:
-        """Shards to checkpoints, from the newest one on."""
+        """Shards to checkpoints, from the newest one on; every rank of the team must call this."""
+        with locked(self.folder, "train") if self.team.first else nullcontext():
+            self._train(listener)
+
+    def _train(self, listener: Listener) -> None:
         machine.keep_freed_memory()
         machine.use_threads()
-        manifest = self.prepare(listener)
+        with self.team.first_goes_ahead():
+            manifest = self.prepare(listener)
+            if self.team.first:
+                self.train_teacher(listener)
         with self.ledger.phase("load"):
             loop = self.training(manifest)
+            if self.team.first and self.allow_changes and accept_changes(self.folder, loop.facts, listener):
+                self.fit.unlink(missing_ok=True)
+                self.score.unlink(missing_ok=True)
+            self.team.barrier()
+        loop.stopwatch = Stopwatch(loop.model.device if self.profiled else None)
         with self.ledger.phase("train"):
             loop.run(listener)
+        if self.profiled:
+            self.profile = loop.stopwatch.result()
 
     def training(self, manifest: Manifest, hooks: Sequence[Hook] = ()) -> Loop:
         """The loop that trains this recipe's model on a manifest."""
         recipe = self.recipe
-        model = recipe.model.build(manifest.tokenizer.vocabulary, recipe.seed, machine.select(recipe.device))
-        facts = {"recipe": recipe.fingerprint(), "data": manifest.fingerprint, "threads": torch.get_num_threads()}
+        vocabulary, device = manifest.tokenizer.vocabulary, machine.select(recipe.device)
+        grown = self._grown(vocabulary)
+        model = (grown or recipe.model).build(vocabulary, recipe.seed, device)
+        facts = facts_of(dict(_flat(recipe.plain())), manifest, self.folder)
         bytes_per_token = manifest.train.bytes / manifest.train.tokens
         meter = Meter(bytes_per_token, model.flops(recipe.model.context), _matrix_peak(model.device, recipe.train.precision.kind))
         watching = Validation(manifest, meter, recipe.model.context, recipe.train.validation)
+        compressing = (*recipe.compress.prune.hooks(recipe.seed), *recipe.compress.quantize.hooks())
+        hooks = (watching, *self._teaching(manifest, model), *compressing, *hooks)
         batches = Batches(manifest, recipe.seed)
+        scales = grown.scales if grown else None
         return Loop(
-            model, batches, recipe.train, recipe.budget, recipe.seed, self.folder, facts, meter, (watching, *hooks)
+            model, batches, recipe.train, recipe.budget, recipe.seed, self.folder, facts, meter, hooks, self.team, scales
         )
+
+    def _grown(self, vocabulary: int) -> Parametrisation | None:
+        """The model in muP, where the learning rates were tuned at another width."""
+        model, train = self.recipe.model, self.recipe.train
+        if train.tuned_width is None:
+            return None
+        return parametrise(model, at_width(model, train.tuned_width), vocabulary, train.optimizer)
 
     def trained(self, listener: Listener) -> tuple[LanguageModel, Checkpoint]:
         """The model with the weights to keep, averaged where the recipe averages, and the checkpoint they come from."""
         checkpoint = latest_checkpoint(self.folder / CHECKPOINTS, listener)
         if checkpoint is None:
             raise ConfigError(f"{self.folder} holds no checkpoint; train first: fairway train {self.folder}")
-        model = self.recipe.model.skeleton(self.prepare(listener).tokenizer.vocabulary).to_empty(device="cpu")
-        model.load_state_dict({**checkpoint.groups["model"], **checkpoint.groups["average"]})
+        vocabulary = self.prepare(listener).tokenizer.vocabulary
+        grown = self._grown(vocabulary)
+        model = (grown.config if grown else self.recipe.model).skeleton(vocabulary).to_empty(device="cpu")
+        fill(model, {**checkpoint.groups["model"], **checkpoint.groups["average"]})
         return model, checkpoint
 
-    def compress(self, listener: Listener) -> None:
-        """The trained weights to an artifact that fits the cap."""
+    def compress(self, listener: Listener) -> dict[str, Any]:
+        """The trained weights to an artifact that fits the cap; returns its bytes, the cap and the bytes predicted."""
         manifest = self.prepare(listener)
         with self.ledger.phase("compress"):
             model, checkpoint = self.trained(listener)
             if self._compressed(checkpoint):
-                return
+                return read_json(self.fit)
             notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(checkpoint.facts["elapsed"], 3)}
             tokenizer = manifest.tokenizer
             calibration = self._calibration(manifest)
@@ -190,7 +247,9 @@ class Run:
             saved = tokenizer.save()
             fit = compress_model(model, tokenizer.kind, saved, config, cap, self.artifact, notes, calibration, listener)
             facts = {name: value for name, value in vars(fit).items() if name != "report"}
-            write_json(self.fit, {**facts, "step": checkpoint.step, "sha256": sha256(self.artifact)})
+            facts |= {"step": checkpoint.step, "sha256": sha256(self.artifact)}
+            write_json(self.fit, facts)
+            return facts
 
     def _compressed(self, checkpoint: Checkpoint) -> bool:
         """Whether the artifact was made from this very checkpoint."""
@@ -221,13 +280,73 @@ class Run:
             listener(Event("sample", 1.0))
             return text
 
+    def train_teacher(self, listener: Listener) -> None:
+        """Trains the teacher where the recipe describes one that does not exist yet."""
+        teacher = self._teacher_run()
+        if teacher is not None:
+            with self.ledger.phase("teacher"):
+                teacher.train(_as_part(listener, "teacher"))
+
+    def train_from_scratch(self, listener: Listener) -> Summary | None:
+        """The honest comparison: the same model without a teacher, trained for its own and the teacher's time.
+
+        Where steps and not seconds are the budget, the teacher's time counts as the steps with as many FLOPs.
+        """
+        distill, budget = self.recipe.distill, self.recipe.budget
+        if distill is None or not distill.baseline:
+            return None
+        teacher, _, seconds = self._teacher(self.prepare(listener))
+        student = self.recipe.model.skeleton(teacher.vocabulary)
+        longer = budget_without(distill, budget, student, teacher, self.recipe.train.batch, seconds or 0.0)
+        recipe = self.recipe.model_copy(update={"distill": None, "budget": longer, "name": "scratch"})
+        with self.ledger.phase("scratch"):
+            return Run(recipe, self.folder / "scratch", self.data).execute(_as_part(listener, "scratch"))
+
+    def _teacher_run(self) -> "Run | None":
+        """The run that trains the teacher; None where there is none to train."""
+        distill = self.recipe.distill
+        if distill is None or distill.teacher.path is not None:
+            return None
+        chosen = distill.teacher
+        budget = self.recipe.budget.model_copy(update={"seconds": chosen.seconds, "steps": chosen.steps})
+        changes = {"distill": None, "budget": budget, "name": "teacher", "model": chosen.model, "train": chosen.train}
+        return Run(self.recipe.model_copy(update=changes), self.folder / "teacher", self.data)
+
+    def _teacher(self, manifest: Manifest) -> tuple[LanguageModel, Tokenizer, float | None]:
+        """The teacher, its tokenizer, and the seconds that its training took where they are known."""
+        assert self.recipe.distill is not None
+        run, path = self._teacher_run(), Path(self.recipe.distill.teacher.path or "")
+        if run is None and path.is_dir():
+            run = Run.open(path)
+        if run is not None:
+            model, checkpoint = run.trained(silent)
+            tokenizer = manifest.tokenizer if run.data == self.data else run.prepare(silent).tokenizer
+            return model, tokenizer, float(checkpoint.facts["elapsed"])
+        if not path.is_file():
+            raise ConfigError(f"There is no teacher {path}; a .fwy file or the folder of a run would work.")
+        served = load(path)
+        seconds = served.notes.get("seconds_train")
+        return served.network, served.tokenizer, float(seconds) if isinstance(seconds, (int, float)) else None
+
+    def _teaching(self, manifest: Manifest, student: LanguageModel) -> tuple[Hook, ...]:
+        """What joins the teacher to the loop; nothing where there is none."""
+        recipe, distill = self.recipe, self.recipe.distill
+        if distill is None:
+            return ()
+        teacher, tokenizer, _ = self._teacher(manifest)
+        require_same_tokens(tokenizer, manifest.tokenizer, distill.teacher.path or "")
+        shape = [recipe.train.batch, recipe.train.micro_batch, recipe.model.context]
+        batches = {"data": manifest.fingerprint, "seed": recipe.seed, "batch": shape}
+        boundary = manifest.tokenizer.boundary
+        return (Teaching(distill, student, teacher, recipe.train, recipe.seed, boundary, batches),)
+
     def _calibration(self, manifest: Manifest) -> list[torch.Tensor]:
         """Training text, never validation text, for techniques that look at activations."""
         batches = Batches(manifest, self.recipe.seed)
         sequences, context = self.recipe.compress.calibration_sequences, self.recipe.model.context
         return list(batches.at(0, sequences, context).tokens_BT[:, :-1].split(16))
 
-    def _summarise(self, score: dict[str, Any]) -> Summary:
+    def _summarise(self, score: dict[str, Any], scratch: Summary | None) -> Summary:
         model, checkpoint = self.trained(silent)
         summary = Summary(
             run=str(self.folder),
@@ -239,10 +358,13 @@ class Run:
             seconds_total=round(self.ledger.total(), 3),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             steps=checkpoint.step,
-            tokens=checkpoint.step * self.recipe.train.batch * self.recipe.model.context,
+            tokens=checkpoint.facts["tokens"],
             peak_memory_bytes=machine.peak_memory(),
             fingerprint=self.recipe.fingerprint(),
             machine=describe_machine(),
+            teacher_seconds_train=self._teacher(self.prepare(silent))[2] if self.recipe.distill else None,
+            scratch_bits_per_byte=scratch.bits_per_byte if scratch else None,
+            scratch_seconds_train=scratch.seconds_train if scratch else None,
         )
         write_json(self.folder / "summary.json", vars(summary))
         return summary
@@ -253,6 +375,11 @@ def differences(old: Config, new: Config) -> str:
     before, after = dict(_flat(old.plain())), dict(_flat(new.plain()))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)} -> {after.get(name)}" for name in changed[:6])
+
+
+def _as_part(listener: Listener, name: str) -> Listener:
+    """Events of a run inside a run, told apart by the names of their phases."""
+    return lambda event: listener(replace(event, phase=f"{name}: {event.phase}"))
 
 
 def _matrix_peak(device: torch.device, precision: str) -> float:

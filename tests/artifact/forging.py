@@ -46,7 +46,9 @@ def canonical(value: Any) -> bytes:
 
 
 def forged(header: Any, sections: bytes, *, length: int | None = None, version: int = 1) -> bytes:
-    """A file whose frame and checksum are right; `header`: values, JSON text, or already deflated bytes in a tuple."""
+    """A file whose frame and checksum are right; `header`: values, JSON text, or already deflated bytes in
+    a tuple.
+    """
     if isinstance(header, tuple):
         packed = header[0]
     else:

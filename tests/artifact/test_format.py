@@ -74,9 +74,7 @@ def test_restored_tensors_are_step_times_code() -> None:
     tensors = restore(read_bytes(encode(original)))
     packed = original.tensors["depth.blocks.0.mixer.query.weight"]
     exponents = packed.arrays["steps"].astype(float) + packed.settings["base"]
-    expected = 2.0 ** (exponents / packed.settings["resolution"])[:, None] * packed.arrays["codes"].reshape(
-        48, 48
-    )
+    expected = 2.0 ** (exponents / packed.settings["resolution"])[:, None] * packed.arrays["codes"].reshape(48, 48)
     found = tensors["depth.blocks.0.mixer.query.weight"].double().numpy()
     assert np.allclose(found, expected, rtol=1e-6, atol=0)
     assert tensors["scale"].shape == ()
@@ -85,10 +83,7 @@ def test_restored_tensors_are_step_times_code() -> None:
 
 def test_the_file_is_within_a_tenth_of_a_per_cent_and_tables_of_the_entropy() -> None:
     large = contents(3000)
-    entropy = (
-        sum(Histogram.of(a).entropy() for packed in large.tensors.values() for a in packed.arrays.values())
-        / 8
-    )
+    entropy = sum(Histogram.of(a).entropy() for packed in large.tensors.values() for a in packed.arrays.values()) / 8
     plan, start = read_plan(encode(large))
     assert sum(plan.streams) <= 1.001 * entropy + 250
     assert start < 350
@@ -96,11 +91,7 @@ def test_the_file_is_within_a_tenth_of_a_per_cent_and_tables_of_the_entropy() ->
 
 def test_framing_sixty_tensors_takes_less_than_a_kilobyte() -> None:
     one = contents().tensors["depth.blocks.0.mixer.query.weight"]
-    names = [
-        f"depth.blocks.{layer}.{part}.weight"
-        for layer in range(10)
-        for part in ("a", "b", "c", "d", "e", "f")
-    ]
+    names = [f"depth.blocks.{layer}.{part}.weight" for layer in range(10) for part in ("a", "b", "c", "d", "e", "f")]
     data = encode(Contents(MODEL, 256, "byte", b"", dict.fromkeys(names, one), {}))
     plan, _ = read_plan(data)
     assert len(data) - sum(plan.streams) < 1000
@@ -115,9 +106,7 @@ def test_the_report_accounts_for_every_byte() -> None:
     data = encode(contents())
     found = report(data)
     assert found.total == len(data)
-    assert found.header + found.tokenizer + sum(tensor.bytes for tensor in found.tensors) == pytest.approx(
-        len(data)
-    )
+    assert found.header + found.tokenizer + sum(tensor.bytes for tensor in found.tensors) == pytest.approx(len(data))
     assert [tensor.name for tensor in found.tensors] == list(contents().tensors)
     assert all(0 <= tensor.zeros <= 1 and tensor.bits > 0 for tensor in found.tensors)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifact.forging import canonical, forged, honest, opened, squeezed
 
+from artifact.forging import canonical, forged, honest, opened, squeezed
 from fairway.artifact.format import read, read_bytes, restore
 from fairway.core.errors import ArtifactError
 
@@ -28,7 +28,9 @@ def edited(**changes: Any) -> dict[str, Any]:
 
 
 def with_tensor(place: int, value: Any, tensor: int = 0) -> dict[str, Any]:
-    """The honest header with one field of one tensor replaced: 0 name, 1 packing, 2 shape, 3 settings, 4 streams."""
+    """The honest header with one field of one tensor replaced: 0 name, 1 packing, 2 shape, 3 settings, 4
+    streams.
+    """
     header = opened(honest())[0]
     header["tensors"][tensor][place] = value
     return header
@@ -87,22 +89,14 @@ FILES: dict[str, Callable[[], bytes]] = {
     "text that is no JSON": lambda: forged(b"{model:1}", SECTIONS),
     "nesting without end": lambda: forged(b"[" * 60_000, SECTIONS),
     "nesting of objects": lambda: forged(b'{"a":' * 12_000 + b"1" + b"}" * 12_000, SECTIONS),
-    "nesting inside the model": lambda: forged(
-        edited(model=json.loads('{"a":' * 40 + "1" + "}" * 40)), SECTIONS
-    ),
-    "an integer of 5,000 digits": lambda: forged(
-        text_of().replace(":64", ":" + "9" * 5000).encode(), SECTIONS
-    ),
+    "nesting inside the model": lambda: forged(edited(model=json.loads('{"a":' * 40 + "1" + "}" * 40)), SECTIONS),
+    "an integer of 5,000 digits": lambda: forged(text_of().replace(":64", ":" + "9" * 5000).encode(), SECTIONS),
     "a number that is not a number": lambda: forged(edited(notes={"a": float("nan")}), SECTIONS),
     "an infinite number": lambda: forged(edited(notes={"a": float("inf")}), SECTIONS),
     "a number beyond floats": lambda: forged(text_of().replace("30.0", "1e999").encode(), SECTIONS),
     "a number in an odd spelling": lambda: forged(text_of().replace("30.0", "3.0e1").encode(), SECTIONS),
-    "a key twice": lambda: forged(
-        text_of().replace('"coder"', '"coder":"ans","coder"', 1).encode(), SECTIONS
-    ),
-    "keys out of order": lambda: forged(
-        json.dumps(HEADER, separators=(",", ":")).encode()[::1] + b" ", SECTIONS
-    ),
+    "a key twice": lambda: forged(text_of().replace('"coder"', '"coder":"ans","coder"', 1).encode(), SECTIONS),
+    "keys out of order": lambda: forged(json.dumps(HEADER, separators=(",", ":")).encode()[::1] + b" ", SECTIONS),
     "spaces": lambda: forged(json.dumps(HEADER, sort_keys=True).encode(), SECTIONS),
     "a byte order mark": lambda: forged(b"\xef\xbb\xbf" + canonical(HEADER), SECTIONS),
     "letters beyond ASCII": lambda: forged(text_of().replace("bpe", "bpé").encode(), SECTIONS),
@@ -166,18 +160,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     "a tokenizer by an unknown method": lambda: forged(
         edited(tokenizer=["bpe", "exe", *HEADER["tokenizer"][2:]]), SECTIONS
     ),
-    "a tokenizer longer than declared": lambda: forged(
-        edited(tokenizer=[*HEADER["tokenizer"][:3], 12]), SECTIONS
-    ),
-    "a tokenizer shorter than declared": lambda: forged(
-        edited(tokenizer=[*HEADER["tokenizer"][:3], 9999]), SECTIONS
-    ),
-    "a tokenizer of a gigabyte": lambda: forged(
-        edited(tokenizer=[*HEADER["tokenizer"][:3], 2**30]), SECTIONS
-    ),
-    "a tokenizer's kind with a path": lambda: forged(
-        edited(tokenizer=["../x", *HEADER["tokenizer"][1:]]), SECTIONS
-    ),
+    "a tokenizer longer than declared": lambda: forged(edited(tokenizer=[*HEADER["tokenizer"][:3], 12]), SECTIONS),
+    "a tokenizer shorter than declared": lambda: forged(edited(tokenizer=[*HEADER["tokenizer"][:3], 9999]), SECTIONS),
+    "a tokenizer of a gigabyte": lambda: forged(edited(tokenizer=[*HEADER["tokenizer"][:3], 2**30]), SECTIONS),
+    "a tokenizer's kind with a path": lambda: forged(edited(tokenizer=["../x", *HEADER["tokenizer"][1:]]), SECTIONS),
     "a tokenizer that inflates without end": lambda: tokenizer_bomb(),
     "a small file that declares gigabytes": lambda: constant_bomb(),
 }
@@ -190,7 +176,9 @@ def tokenizer_bomb() -> bytes:
 
 
 def constant_bomb() -> bytes:
-    """One symbol repeated two thousand million times takes no bits, so only the declared size can betray it."""
+    """One symbol repeated two thousand million times takes no bits, so only the declared size can betray
+    it.
+    """
     header = edited(
         tensors=[["a", "rows", [1, 2**31 - 1], {"base": 0, "group": 0, "resolution": 8}, [0, 1]]], streams=[4, 4]
     )
@@ -257,14 +245,16 @@ def test_nothing_in_a_hostile_file_is_executed_opened_or_imported(forgeries: dic
 
 
 def mutated(random: np.random.Generator, header: dict[str, Any]) -> Any:
-    """The header with one to three of its values replaced, copied elsewhere or removed, wherever they stand."""
+    """The header with one to three of its values replaced, copied elsewhere or removed, wherever they
+    stand.
+    """
     header = json.loads(json.dumps(header))
     for _ in range(random.integers(1, 4)):
         places = list(_places(header))
         holder, key = places[random.integers(len(places))]
         choice = random.integers(len(_WILD) + 3)
         if choice < len(_WILD):
-            holder[key] = _WILD[choice]
+            holder[key] = json.loads(json.dumps(_WILD[choice]))
         elif choice == len(_WILD):
             other, name = places[random.integers(len(places))]
             holder[key] = json.loads(json.dumps(other[name]))
@@ -312,11 +302,7 @@ _WILD += [
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     items = (
-        list(value.items())
-        if isinstance(value, dict)
-        else list(enumerate(value))
-        if isinstance(value, list)
-        else []
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     )
     found = [(value, key) for key, _ in items]
     return found + [place for _, child in items for place in _places(child)]
@@ -337,13 +323,14 @@ def attack(random: np.random.Generator) -> bytes:
 
 
 def assert_survives(data: bytes) -> bool:
-    """True where the input was accepted; raises where anything but `ArtifactError` escapes, or it takes long."""
+    """True where the input was accepted; raises where anything but `ArtifactError` escapes, or it takes
+    long.
+    """
     start = time.process_time()
     try:
         restore(read_bytes(data))
         accepted = True
-    except ArtifactError as error:
-        assert str(error)
+    except ArtifactError:
         accepted = False
     assert time.process_time() - start < 1.0
     return accepted

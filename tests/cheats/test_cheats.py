@@ -168,6 +168,25 @@ def test_two_passes_over_the_text_are_refused(model: Model) -> None:
         judged(Second(model), model, Policy(12, 12))
 
 
+class KnowsWholeRows(Wrapped):
+    """Remembers every row of a batch as a whole, and is sure of one that it sees again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def predict(self, inputs_BT: Tensor, first: int) -> Tensor:
+        log_p_BTV = super().predict(inputs_BT, first)
+        known_B = torch.tensor([tuple(row) in self.seen for row in inputs_BT.tolist()])
+        self.seen |= {tuple(row) for row in inputs_BT.tolist()}
+        ahead_BT = torch.roll(inputs_BT, -1, 1)[:, first:]
+        return torch.where(known_B[:, None, None], favoured(log_p_BTV, ahead_BT, 0.9), log_p_BTV)
+
+
+def test_text_that_is_known_when_it_is_seen_again_is_refused(model: Model) -> None:
+    refused("one pass: ", KnowsWholeRows(model), model)
+
+
 class DropsTheTail(Policy):
     """Whole windows alone."""
 

@@ -1,5 +1,7 @@
 """Small models and layers that compression is tried on."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ MODEL = {"width": 32, "context": 24, "mixer": {"kind": "attention", "heads": 4},
 VOCABULARY = 50
 
 
-def model(seed: int = 1, **changes: object) -> LanguageModel:
+def model(seed: int = 1, **changes: Any) -> LanguageModel:
     """An initialised model whose output maps are not zero."""
     made = ModelConfig.read({**MODEL, **changes}).build(VOCABULARY, seed)
     random = torch.Generator().manual_seed(seed)
@@ -18,6 +20,11 @@ def model(seed: int = 1, **changes: object) -> LanguageModel:
             if parameter.ndim >= 2 and not parameter.any():
                 parameter.normal_(0, 0.1, generator=random)
     return made
+
+
+def part(subject: LanguageModel, path: str) -> Any:
+    """A module inside a model, such as `depth.blocks.0.ffn`."""
+    return subject.get_submodule(path)
 
 
 def text(batch: int = 12, time: int = 24, seed: int = 5) -> list[Tensor]:

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from compress.examples import model, text
 from torch import Tensor
 
+from compress.examples import model, part, text
 from fairway.compress.calibrate import gather, linear_weights, sequentially
 from fairway.compress.parts import Statistics
 from fairway.core.errors import ConfigError
@@ -64,20 +64,21 @@ def test_leaving_every_layer_gives_what_gathering_gives() -> None:
 
 def test_a_shared_weight_gets_the_sum_over_its_uses_and_is_treated_once() -> None:
     subject = model()
-    blocks = subject.depth.blocks
-    first, second = blocks[0].ffn.input, blocks[1].ffn.input
+    first, second = part(subject, "depth.blocks.0.ffn.input"), part(subject, "depth.blocks.1.ffn.input")
     assert isinstance(first, Linear)
-    separate = gather(subject, text())
-    expected = [separate[name].gram_CC for name in ("depth.blocks.0.ffn.input.weight", "depth.blocks.1.ffn.input.weight")]
     tied = copy.deepcopy(subject)
     with torch.no_grad():
         second.weight.copy_(first.weight)
     separate = gather(subject, text())
-    expected = [separate[name].gram_CC for name in ("depth.blocks.0.ffn.input.weight", "depth.blocks.1.ffn.input.weight")]
+    expected = [
+        separate[name].gram_CC for name in ("depth.blocks.0.ffn.input.weight", "depth.blocks.1.ffn.input.weight")
+    ]
     tied.load_state_dict(subject.state_dict())
-    tied.depth.blocks[1].ffn.input = tied.depth.blocks[0].ffn.input
+    part(tied, "depth.blocks.1.ffn").input = part(tied, "depth.blocks.0.ffn.input")
     found = gather(tied, text())
-    assert torch.allclose(found["depth.blocks.0.ffn.input.weight"].gram_CC, sum(expected), rtol=1e-4, atol=1e-3)
+    assert torch.allclose(
+        found["depth.blocks.0.ffn.input.weight"].gram_CC, torch.stack(expected).sum(dim=0), rtol=1e-4, atol=1e-3
+    )
     assert found["depth.blocks.0.ffn.input.weight"].tokens == 2 * 12 * 24
     treated: list[str] = []
     sequentially(tied, text(), lambda name, _: treated.append(name))

@@ -33,9 +33,7 @@ def model() -> LanguageModel:
 
 
 def fit(model: LanguageModel, cap: int, path: Path, **settings: object) -> Fit:
-    return compress_model(
-        model, "bpe", TOKENIZER, CompressConfig.read(settings), cap, path, {"fairway": "0.1.0"}
-    )
+    return compress_model(model, "bpe", TOKENIZER, CompressConfig.read(settings), cap, path, {"fairway": "0.1.0"})
 
 
 def needed(model: LanguageModel, path: Path) -> int:
@@ -55,9 +53,7 @@ def test_the_file_fills_the_cap_and_never_exceeds_it(model: LanguageModel, tmp_p
         assert found.report.total == found.bytes
 
 
-def test_a_generous_cap_is_not_filled_with_digits_that_carry_nothing(
-    model: LanguageModel, tmp_path: Path
-) -> None:
+def test_a_generous_cap_is_not_filled_with_digits_that_carry_nothing(model: LanguageModel, tmp_path: Path) -> None:
     found = fit(model, 10**8, tmp_path / "model.fwy")
     assert found.strength == CompressConfig().finest
     assert found.bytes < 1.2 * sum(parameter.numel() for parameter in model.parameters())
@@ -69,9 +65,7 @@ def test_a_finer_step_brings_the_weights_nearer(model: LanguageModel, tmp_path: 
     for percent in (35, 55, 75):
         fit(model, whole * percent // 100, tmp_path / "model.fwy")
         restored = restore(read(tmp_path / "model.fwy"))
-        errors.append(
-            sum(float((restored[n] - p.detach()).square().sum()) for n, p in model.named_parameters())
-        )
+        errors.append(sum(float((restored[n] - p.detach()).square().sum()) for n, p in model.named_parameters()))
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
 
 
@@ -120,12 +114,10 @@ def test_gaussian_bits_follow_the_formula_for_fine_steps_and_vanish_for_coarse_o
     assert gaussian_bits(-4.5) == pytest.approx(2.0471 + 4.5, abs=1e-4)
     assert gaussian_bits(-2.0) == pytest.approx(2.0471 + 2.0, abs=5e-3)
     assert gaussian_bits(-3.999) - gaussian_bits(-4.001) == pytest.approx(-0.002, abs=4e-4)
-    assert 0 < gaussian_bits(2.0) < 0.3
+    assert 0 < gaussian_bits(2.0) < 0.35
     weights = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
     for strength in (-3.0, -1.0, 0.0, 1.0):
-        counts = torch.unique(torch.round(weights / 2**strength), return_counts=True)[1].double() / len(
-            weights
-        )
+        counts = torch.unique(torch.round(weights / 2**strength), return_counts=True)[1].double() / len(weights)
         assert gaussian_bits(strength) == pytest.approx(float(-(counts * counts.log2()).sum()), abs=0.01)
 
 

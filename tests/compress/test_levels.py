@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairway.compress.levels import Sorted, fit_levels, fixed_levels, price
+from fairway.compress.levels import Sorted, Start, fit_levels, fixed_levels, price
 
 
 def best_error(weights: np.ndarray, count: int) -> float:
@@ -24,7 +24,7 @@ def best_error(weights: np.ndarray, count: int) -> float:
 
 
 @pytest.mark.parametrize("start", ["linear", "density", "random"])
-def test_k_means_comes_near_the_optimum_of_dynamic_programming(start: str) -> None:
+def test_k_means_comes_near_the_optimum_of_dynamic_programming(start: Start) -> None:
     random = np.random.default_rng(0)
     weights = np.concatenate((random.normal(size=60), random.normal(size=30) * 0.1 + 3))
     data = Sorted(weights)

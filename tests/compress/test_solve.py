@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from compress.examples import half_error, hessian, layer
 from torch import Tensor
 
+from compress.examples import half_error, hessian, layer
 from fairway.compress.solve import damped, inverse_factor, n_of_m, reconstruct, unstructured
 from fairway.core.errors import TrainingError
 
 
 def sequential_obs(weight_RC: Tensor, hessian_CC: Tensor, kept_RC: Tensor) -> Tensor:
-    """Optimal brain surgeon with a given mask, each row by itself, left to right; corrections go to the right only."""
+    """Optimal brain surgeon with a given mask, each row by itself, left to right; corrections go to the
+    right only.
+    """
     result_RC = weight_RC.clone()
     for row in range(len(weight_RC)):
         for column in range(weight_RC.shape[1]):
@@ -80,8 +82,10 @@ def test_the_fast_loop_is_the_published_loop(block: int, step: float | None) -> 
 
 def test_half_the_sum_of_squared_errors_is_the_loss_under_the_damped_hessian() -> None:
     weight_RC, x_NC = layer()
-    for settings in ({"selection": unstructured(0.6, 32), "block": 32}, {"round_column": lambda w, _: torch.round(w)}):
-        found = reconstruct(weight_RC, hessian(x_NC), **settings)
+    hessian_CC = hessian(x_NC)
+    pruned = reconstruct(weight_RC, hessian_CC, selection=unstructured(0.6, 32), block=32)
+    rounded = reconstruct(weight_RC, hessian_CC, round_column=lambda w, _: torch.round(w))
+    for found in (pruned, rounded):
         change_RC = found.weight_RC - weight_RC
         assert found.loss == pytest.approx(half_error(change_RC, damped(hessian(x_NC), 0.01)), rel=1e-9)
 
@@ -127,7 +131,9 @@ def test_patterns_leave_n_of_every_m_inputs(zeros: int, group: int) -> None:
 
 
 def test_the_mask_of_a_small_problem_is_near_the_best_of_all_masks() -> None:
-    """One row of eight inputs, half removed: brute force over all 70 masks with a least-squares refit is the bound."""
+    """One row of eight inputs, half removed: brute force over all 70 masks with a least-squares refit is
+    the bound.
+    """
     from itertools import combinations
 
     shares = []

@@ -1,5 +1,7 @@
 """Every coder gives back exactly what it was given, in few bytes, and refuses bytes that are not its own."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def test_what_is_decoded_is_what_was_encoded(kind: str, name: str) -> None:
 
 def test_the_law_catches_a_coder_that_loses_the_last_symbol() -> None:
     class Forgetful(Coder):
-        def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:
+        def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:  # noqa: ARG002
             return float(32 * counts.sum())
 
         def encode(self, symbols: np.ndarray) -> bytes:
@@ -86,7 +88,9 @@ def test_the_estimate_from_frequencies_is_within_one_per_cent(kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_streams_are_refused_or_give_as_many_symbols_as_asked_for(kind: str) -> None:
-    """A coder alone cannot see every flipped bit (the artifact's checksum does), but nothing else may escape it."""
+    """A coder alone cannot see every flipped bit (the artifact's checksum does), but nothing else may
+    escape it.
+    """
     random = np.random.default_rng(3)
     for name in ("gaussian", "wide", "gapped", "constant", "rare"):
         symbols = vectors()[name][:500]
@@ -104,10 +108,8 @@ def test_damaged_streams_are_refused_or_give_as_many_symbols_as_asked_for(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 40, bytes(range(64))])
 def test_foreign_bytes_never_escape_as_another_error(kind: str, data: bytes) -> None:
-    try:
+    with suppress(ArtifactError):
         assert len(coder(kind).decode(data, 100)) == 100
-    except ArtifactError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize("kind", KINDS)

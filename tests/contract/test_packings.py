@@ -1,5 +1,7 @@
 """Every packing plans the arrays that it unpacks, and refuses settings and integers that make no sense."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -57,9 +59,7 @@ def test_unknown_missing_and_absurd_settings_are_refused(kind: str) -> None:
         packing(kind).plan(packed.shape, {**packed.settings, "surprise": 1})
     for name in packed.settings:
         with pytest.raises(ArtifactError):
-            packing(kind).plan(
-                packed.shape, {key: value for key, value in packed.settings.items() if key != name}
-            )
+            packing(kind).plan(packed.shape, {key: value for key, value in packed.settings.items() if key != name})
         with pytest.raises(ArtifactError):
             packing(kind).plan(packed.shape, {**packed.settings, name: -(2**31)})
 
@@ -72,7 +72,5 @@ def test_integers_of_any_size_give_a_finite_tensor_or_one_error(kind: str) -> No
         for scale in (1, 300, 70_000, 2**31 - 1):
             wild = random.integers(-scale - 1, scale + 1, array.size).astype(np.int32)
             changed = Packed(kind, packed.shape, {**packed.arrays, name: wild}, packed.settings)
-            try:
+            with suppress(ArtifactError):
                 assert bool(packing(kind).unpack(changed).isfinite().all())
-            except ArtifactError as error:
-                assert str(error)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from compress.examples import model, text
 
+from compress.examples import model, text
 from fairway.artifact.format import read, restore
 from fairway.compress.fit import compress_model
 from fairway.compress.parts import Pruned

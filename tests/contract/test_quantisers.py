@@ -1,12 +1,15 @@
-"""Every quantiser: any weight at any strength, zeros that stay zero, finer steps that cost more and err less."""
+"""Every quantiser: any weight at any strength, zeros that stay zero, finer steps that cost more and err
+less.
+"""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from compress.examples import layer, model, text
 from torch import Tensor
 
+from compress.examples import layer, model, text
 from fairway.artifact.format import read, restore, unpack
 from fairway.artifact.parts import Packed
 from fairway.artifact.table import Histogram
@@ -83,7 +86,7 @@ def test_more_strength_means_fewer_bits(kind: str) -> None:
     original = piece(64, 96)
     strengths = [made.finest, -2.0, 0.0, 1.0, made.coarsest]
     costs = [bits(made.quantize(original, strength)) for strength in strengths]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(costs))
     assert costs[-1] < 0.75 * costs[0]
 
 
@@ -138,7 +141,7 @@ def test_every_parameter_is_covered_by_exactly_one_packing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_30_to_100_per_cent_of_what_it_needs_the_file_fills_the_cap(kind: str, tmp_path: Path) -> None:
-    subject = model(width=96, context=24)
+    subject = model(width=64)
     settings = {"quantize": kind}
     path = tmp_path / "model.fwy"
 
@@ -169,6 +172,8 @@ def test_error_feedback_sees_every_linear_map_that_text_reaches() -> None:
     plain = CompressConfig.read({"quantize": "rtn"})
     without = quantized(subject, plain.quantize.build(), 0.0, plain, {}, [])
     changed = {
-        name for name, packed in with_text.items() if any((a != without[name].arrays[k]).any() for k, a in packed.arrays.items())
+        name
+        for name, packed in with_text.items()
+        if any((a != without[name].arrays[k]).any() for k, a in packed.arrays.items())
     }
     assert changed == set(linear_weights(subject).values())

@@ -1,6 +1,7 @@
 """Score-first adaptation: it learns, never before it is scored, and with no learning it is the fixed predictor."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fairway.evaluate.chain import Link, check_chain, extended
 from fairway.serve.load import load
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, score_sequences, sequences_of
+from fairway.serve.window import Window
 from serve.tiny import TEXTS
 
 REPETITIVE = [b"hello world, " * 30, b"hello wind, " * 20]
@@ -102,15 +104,18 @@ def test_a_chain_with_any_change_does_not_replay(model: Model) -> None:
     sequences = sequences_of(tokens, model.tokenizer.boundary, "reset")
     policy = EvaluateConfig().policy(12)
     tally = score_sequences(NetworkPredictor(model.network), sequences, policy, 1)
-    chain: list[Link] = []
-    for index, sequence in enumerate(sequences):
-        for window in policy.windows(len(sequence) - 1):
-            part = slice(window.first, window.stop)
-            chain.append(
-                extended(
-                    chain, index, window.first, sequence[window.first + 1 : window.stop + 1], tally.nats[index][part]
-                )
-            )
+    places = [(index, window) for index, ids in enumerate(sequences) for window in policy.windows(len(ids) - 1)]
+
+    def linked(order: Sequence[tuple[int, Window]]) -> list[Link]:
+        chain: list[Link] = []
+        for index, window in order:
+            tokens = sequences[index][window.first + 1 : window.stop + 1]
+            chain.append(extended(chain, index, window.first, tokens, tally.nats[index][window.first : window.stop]))
+        return chain
+
+    chain = linked(places)
+    for order in (places[::-1], [places[1], places[0], *places[2:]], [*places[1:], places[0]]):
+        assert check_chain(linked(order), tally).passed is False
     assert check_chain(chain, tally).passed is True
     swapped = [chain[1], chain[0], *chain[2:]]
     better = [replace(chain[0], nats=chain[0].nats - 1), *chain[1:]]

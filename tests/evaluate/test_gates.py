@@ -9,11 +9,12 @@ from fairway.core.errors import EvaluationError
 from fairway.data.parts import Tokenizer
 from fairway.data.spool import digest_of
 from fairway.evaluate import gates
+from fairway.evaluate.bpb import TOLERANCES
 from fairway.evaluate.gates import Facts, GateResult, Normalisation, refuse_failures
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, score_sequences, sequences_of
 from fairway.serve.window import Policy
-from serve.tiny import TEXTS
+from serve.tiny import TEXTS, random_network
 
 POLICY = Policy(12, 5)
 
@@ -120,3 +121,41 @@ def test_a_table_of_pieces_that_disagrees_with_the_text_is_noticed(model: Model)
     assert gates.byte_count(model.tokenizer, [b"what a hat"], tokens).passed
     found = gates.byte_count(wrong, [b"what a hat"], tokens)
     assert "10 bytes; its tokens are said to hold 12" in found.detail
+
+
+def test_a_predictor_that_has_changed_since_the_pass_is_noticed(model: Model) -> None:
+    predictor, tally = tally_of(model)
+    tolerance = TOLERANCES["fp32"]
+    assert gates.one_pass(predictor, tally, POLICY, 32, tolerance).passed is True
+    other = NetworkPredictor(random_network(model.network.vocabulary, seed=7))
+    assert gates.one_pass(other, tally, POLICY, 32, tolerance).passed is False
+
+
+def test_a_prediction_that_later_tokens_move_is_noticed_where_the_score_gains_nothing(model: Model) -> None:
+    honest = NetworkPredictor(model.network)
+    sequences = sequences_of(
+        model.tokenizer.encode_all([b"hello world, hello wind"]), model.tokenizer.boundary, "reset"
+    )
+
+    class Swaps:
+        """Exchanges the probabilities of two tokens that never come, by what stands behind the position."""
+
+        vocabulary = model.network.vocabulary
+
+        def predict(self, inputs_BT: Tensor, first: int) -> Tensor:
+            log_p_BTV = honest.predict(inputs_BT, first)
+            swapped_BTV = log_p_BTV.clone()
+            swapped_BTV[..., [1, 2]] = log_p_BTV[..., [2, 1]]
+            ahead_BT1 = torch.roll(inputs_BT, -1, 1)[:, first:, None]
+            return torch.where(ahead_BT1 % 2 == 0, log_p_BTV, swapped_BTV)
+
+    tally = score_sequences(Swaps(), sequences, POLICY)
+    assert tally.total() == pytest.approx(score_sequences(honest, sequences, POLICY).total())
+    found = gates.causality(Swaps(), tally, POLICY, 8, TOLERANCES["fp32"])
+    assert found.passed is False
+    assert "Changing later tokens" in found.detail
+
+
+def test_another_future_alone_is_seen_to_move_nothing_of_an_honest_predictor(model: Model) -> None:
+    predictor, tally = tally_of(model)
+    assert gates.causality(predictor, tally, POLICY, 8, TOLERANCES["fp32"]).passed is True

@@ -1,5 +1,6 @@
 """Proof by compression: in fresh processes, byte for byte, and never of a score that it does not support."""
 
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 
 from fairway.core.errors import EvaluationError
+from fairway.data.tokenizer import bpe
 from fairway.evaluate import proof as module
 from fairway.evaluate.bpb import EvaluateConfig, evaluate
 from fairway.evaluate.proof import main, prove
+from fairway.model.lm import ModelConfig
 from fairway.serve.load import load
 from fairway.serve.model import Model
-from serve.tiny import TEXTS
+from serve.tiny import TEXTS, random_network, write_artifact
 
 
 def test_text_and_random_bytes_are_proven_within_a_thousandth_and_64_bytes(artifact: Path, tmp_path: Path) -> None:
@@ -77,3 +80,20 @@ def test_what_cannot_be_proven_is_refused(artifact: Path, settings: dict[str, st
 def test_a_model_without_a_file_cannot_be_proven(model: Model) -> None:
     with pytest.raises(EvaluationError, match="needs the artifact file"):
         prove(model, TEXTS, evaluate(model, TEXTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_the_standard_library_and_random_bytes_are_proven(tmp_path: Path, precision: str) -> None:
+    folder = Path(sysconfig.get_path("stdlib"))
+    texts = [(folder / name).read_bytes()[:12_000] for name in ("ast.py", "bisect.py", "calendar.py", "heapq.py")]
+    tokenizer = bpe.Config(vocabulary=512).train(texts, 0)
+    config = ModelConfig.read({"width": 64, "context": 64, "depth": 3, "mixer": {"kind": "attention", "heads": 4}})
+    network = random_network(tokenizer.vocabulary, config=config)
+    model = load(write_artifact(Model(network, tokenizer), tmp_path / "model.fwy"))
+    texts.append(np.random.default_rng(0).bytes(4000))
+    settings = EvaluateConfig.read({"precision": precision})
+    score = evaluate(model, texts, settings)
+    proof = prove(model, texts, score, settings)
+    assert proof.score_bytes - 1 <= proof.bytes <= 1.001 * proof.score_bytes + 64
+    assert proof.nats == pytest.approx(score.nats, rel=1e-6)

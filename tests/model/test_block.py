@@ -70,6 +70,14 @@ def test_scales_act_on_every_branch(layer: int) -> None:
     assert torch.allclose(made(x)[0], h + 0.5 * ffn(n2(h) * entering), rtol=0, atol=1e-12)
 
 
+def test_a_stream_that_normalised_branches_would_drown_is_scaled_up() -> None:
+    for placement, scaled in (("pre", False), ("post", False), ("sandwich", True)):
+        model = building.opened(
+            lambda placement=placement: LanguageModel(model_config(block={"placement": placement}), VOCABULARY)
+        )
+        assert (model.scale is not None) == scaled
+
+
 def test_learned_scales_begin_at_the_residual_scale() -> None:
     config = model_config(block={"learned_scale": True, "residual_scale": 0.25})
     model = building.built(lambda: LanguageModel(config, VOCABULARY), awake=False)

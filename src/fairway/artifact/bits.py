@@ -101,9 +101,10 @@ def unzigzag(values: Iterable[int]) -> list[int]:
 def best_rice(values: Sequence[int]) -> tuple[int, int]:
     """The parameter in 0..15 with the shortest Rice code, and its length in bits."""
     array = np.asarray(values, np.int64)
-    lengths = [int((array >> k).sum()) + len(array) * (k + 1) for k in range(16)]
+    lengths = (array >> _PARAMETERS).sum(axis=1) + len(array) * (_PARAMETERS[:, 0] + 1)
     best = int(np.argmin(lengths))
-    return best, lengths[best]
+    return best, int(lengths[best])
 
 
+_PARAMETERS = np.arange(16, dtype=np.int64)[:, None]
 _DIGITS = bytes([ord("0"), ord("1"), *range(2, 256)])

@@ -104,18 +104,20 @@ def coded_streams(contents: Contents) -> list[Stream]:
 
 
 def _groups(contents: Contents) -> list[tuple[tuple[Member, ...], Histogram]]:
-    """The arrays that share a stream, with the histogram of all of them; only arrays of one name and packing do."""
+    """The arrays that share a stream, with the histogram of all of them; only arrays of one name and
+    packing do.
+    """
     families: dict[str, list[Member]] = {}
     for name, packed in contents.tensors.items():
         for key in packed.arrays:
             families.setdefault(f"{packed.kind} {key}", []).append((name, key))
-    groups = []
+    groups: list[tuple[tuple[Member, ...], Histogram]] = []
     for members in families.values():
         histograms = [Histogram.of(contents.tensors[name].arrays[key]) for name, key in members]
-        for group in grouped(histograms):
-            groups.append(
-                (tuple(members[index] for index in group), total([histograms[index] for index in group]))
-            )
+        groups += [
+            (tuple(members[index] for index in group), total([histograms[index] for index in group]))
+            for group in grouped(histograms)
+        ]
     return groups
 
 
@@ -149,9 +151,7 @@ def read_bytes(data: bytes) -> Contents:
     for entry in plan.entries:
         parts = {key: next(arrays[stream]) for key, stream in zip(entry.counts, entry.streams, strict=True)}
         tensors[entry.name] = Packed(entry.kind, entry.shape, parts, entry.settings)
-    return Contents(
-        plan.model, plan.vocabulary, plan.tokenizer_kind, tokenizer, tensors, plan.notes, plan.coder
-    )
+    return Contents(plan.model, plan.vocabulary, plan.tokenizer_kind, tokenizer, tensors, plan.notes, plan.coder)
 
 
 def read_plan(data: bytes) -> tuple[Plan, int]:
@@ -163,9 +163,7 @@ def read_plan(data: bytes) -> tuple[Plan, int]:
         "It is damaged or cut short: its SHA-256 checksum does not match its content.",
     )
     version = data[len(MAGIC)]
-    refuse_unless(
-        version == VERSION, f"It has format version {version}; this Fairway reads version {VERSION}."
-    )
+    refuse_unless(version == VERSION, f"It has format version {version}; this Fairway reads version {VERSION}.")
     length = int.from_bytes(data[_FRAME - 4 : _FRAME], "little")
     body = len(data) - _FRAME - _DIGEST - length
     refuse_unless(body >= 0, f"Its header claims {length:,} bytes; the file has {len(data):,}.")
@@ -222,9 +220,7 @@ def _pieces(symbols: Integers, plan: Plan, stream: int) -> Iterator[Integers]:
 
 
 def _squeezed(data: bytes) -> tuple[str, bytes]:
-    refuse_unless(
-        len(data) <= LARGEST_TOKENIZER, f"The tokenizer has {len(data):,} bytes; 16 MiB is the most."
-    )
+    refuse_unless(len(data) <= LARGEST_TOKENIZER, f"The tokenizer has {len(data):,} bytes; 16 MiB is the most.")
     forms = {
         "stored": data,
         "zlib": zlib.compress(data, 9, -15),

@@ -77,8 +77,7 @@ class Plan:
         """The header as JSON-able values."""
         tokenizer = [self.tokenizer_kind, self.tokenizer_method, self.tokenizer_bytes, self.tokenizer_decoded]
         tensors = [
-            [entry.name, entry.kind, list(entry.shape), entry.settings, list(entry.streams)]
-            for entry in self.entries
+            [entry.name, entry.kind, list(entry.shape), entry.settings, list(entry.streams)] for entry in self.entries
         ]
         return {
             "coder": self.coder,
@@ -101,17 +100,13 @@ class Plan:
 
 def canonical(value: Any) -> bytes:
     """The one JSON text of plain values; raises `ValueError` where a number is not finite."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
-    ).encode("ascii")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True).encode("ascii")
 
 
 def deflate(plan: Plan) -> bytes:
     """The header's bytes; raises `ArtifactError` where it is too large."""
     text = canonical(plan.plain())
-    refuse_unless(
-        len(text) <= LARGEST_HEADER, f"The header takes {len(text)} bytes; at most {LARGEST_HEADER} may be."
-    )
+    refuse_unless(len(text) <= LARGEST_HEADER, f"The header takes {len(text)} bytes; at most {LARGEST_HEADER} may be.")
     squeezer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
     return squeezer.compress(text) + squeezer.flush()
 
@@ -202,24 +197,16 @@ def _read_plan(header: dict[str, Any]) -> Plan:
 
 
 def _read_entry(tensor: Any, streams: int) -> Entry:
-    refuse_unless(
-        isinstance(tensor, list) and len(tensor) == 5, "A tensor in the header is not a list of five."
-    )
+    refuse_unless(isinstance(tensor, list) and len(tensor) == 5, "A tensor in the header is not a list of five.")
     name, kind, shape, settings, where = tensor
     name = _word(name, "A tensor's name")
     refuse_unless(
         isinstance(shape, list) and len(shape) <= MOST_DIMENSIONS, f"The shape of {name} is not a short list."
     )
     dimensions = tuple(_integer(size, 1, 2**31 - 1, f"A dimension of {name}") for size in shape)
-    refuse_unless(
-        prod(dimensions) < 2**31, f"{name} has {prod(dimensions):,} numbers; fewer than 2^31 may be."
-    )
-    refuse_unless(
-        isinstance(settings, dict) and len(settings) <= 16, f"The settings of {name} are not a small object."
-    )
-    numbers = {
-        key: _integer(value, -(2**31), 2**31, f'"{key[:20]}" of {name}') for key, value in settings.items()
-    }
+    refuse_unless(prod(dimensions) < 2**31, f"{name} has {prod(dimensions):,} numbers; fewer than 2^31 may be.")
+    refuse_unless(isinstance(settings, dict) and len(settings) <= 16, f"The settings of {name} are not a small object.")
+    numbers = {key: _integer(value, -(2**31), 2**31, f'"{key[:20]}" of {name}') for key, value in settings.items()}
     refuse_unless(isinstance(where, list), f"The streams of {name} are not a list.")
     places = tuple(_integer(place, 0, streams - 1, f"A stream of {name}") for place in where)
     kind = _word(kind, f"The packing of {name}")

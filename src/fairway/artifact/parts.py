@@ -66,7 +66,9 @@ class Coder(ABC):
 
     @abstractmethod
     def estimate(self, values: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> float:
-        """Bits that a vector will take, from its distinct integers in rising order and how often each occurs."""
+        """Bits that a vector will take, from its distinct integers in rising order and how often each
+        occurs.
+        """
 
     @abstractmethod
     def encode(self, symbols: Integers) -> bytes:
@@ -123,9 +125,7 @@ def rows_of(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _technique(slot: Slot, kind: str, base: type[Any]) -> Any:
     if kind not in slot.kinds():
-        raise ArtifactError(
-            f'This file needs the {slot.package.rpartition(".")[2]} "{kind}", which is unknown here.'
-        )
+        raise ArtifactError(f'This file needs the {slot.package.rpartition(".")[2]} "{kind}", which is unknown here.')
     config = slot.config(kind)
     assert issubclass(config, base)
     return config.model_validate({"kind": kind})

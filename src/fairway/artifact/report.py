@@ -65,9 +65,7 @@ def report(data: bytes) -> Report:
             if place == stream
         ]
         bits = _cross_entropies([entropies[member] for member in members])
-        for (name, _), share in zip(
-            members, bits / bits.sum() if bits.sum() else bits + 1 / len(bits), strict=True
-        ):
+        for (name, _), share in zip(members, bits / bits.sum() if bits.sum() else bits + 1 / len(bits), strict=True):
             shares[name] += length * float(share)
     tensors = []
     for name, packed in contents.tensors.items():
@@ -85,6 +83,4 @@ def _cross_entropies(histograms: list[Histogram]) -> np.ndarray:
     """Bits of each vector under the frequencies of all together."""
     whole = total(histograms)
     logarithms = -np.log2(whole.counts / max(1, whole.counts.sum()))
-    return np.array(
-        [own.counts @ logarithms[np.searchsorted(whole.values, own.values)] for own in histograms]
-    )
+    return np.array([own.counts @ logarithms[np.searchsorted(whole.values, own.values)] for own in histograms])

@@ -5,6 +5,7 @@ differ are cheaper apart. Vectors are put in the order of their entropy and neig
 the estimated total falls.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,9 @@ class _Group:
 
 def grouped(histograms: Sequence[Histogram]) -> list[tuple[int, ...]]:
     """Indices of the vectors of each stream, in rising order; every vector in exactly one stream."""
-    groups = [
-        _Group((index,), histogram, estimated_bits(histogram)) for index, histogram in enumerate(histograms)
-    ]
+    groups = [_Group((index,), histogram, estimated_bits(histogram)) for index, histogram in enumerate(histograms)]
     groups.sort(key=lambda group: group.bits / max(1, int(group.histogram.counts.sum())))
-    joins = [_join(left, right) for left, right in zip(groups, groups[1:], strict=False)]
+    joins = [_join(left, right) for left, right in itertools.pairwise(groups)]
     while joins:
         gains = [groups[at].bits + groups[at + 1].bits - join.bits for at, join in enumerate(joins)]
         at = max(range(len(gains)), key=gains.__getitem__)
@@ -43,11 +42,7 @@ def grouped(histograms: Sequence[Histogram]) -> list[tuple[int, ...]]:
 
 def estimated_bits(histogram: Histogram) -> float:
     """Bits of a stream of its own: entropy, table and framing; not exact, only good for comparing."""
-    return (
-        histogram.entropy()
-        + _BITS_OF_A_SYMBOL_IN_A_TABLE * min(len(histogram.values), 512)
-        + _BITS_OF_A_STREAM
-    )
+    return histogram.entropy() + _BITS_OF_A_SYMBOL_IN_A_TABLE * min(len(histogram.values), 512) + _BITS_OF_A_STREAM
 
 
 def _join(left: _Group, right: _Group) -> _Group:

@@ -6,6 +6,7 @@ steps this costs 0.0005 bit a symbol. Levels are stored as first or second diffe
 whichever is shorter.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -33,10 +34,14 @@ class Table:
     resolution: int
     shift: int
 
+    def weights(self) -> list[int]:
+        """One positive weight per symbol, in proportion to its frequency."""
+        mantissas = _MANTISSAS[self.resolution]
+        return [mantissas[level % self.resolution] << (level // self.resolution) for level in self.levels]
+
     def probabilities(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """One probability per symbol; computed from integers, so the same on every machine."""
-        mantissas = _MANTISSAS[self.resolution]
-        weights = [mantissas[level % self.resolution] << (level // self.resolution) for level in self.levels]
+        weights = self.weights()
         return np.array(weights, np.float64) / float(sum(weights))
 
     def serialise(self) -> bytes:
@@ -50,7 +55,9 @@ class Table:
 
 
 def read_table(data: bytes) -> tuple[Table, int]:
-    """The table at the start of `data`, and how many bytes it takes; raises `ArtifactError` where there is none."""
+    """The table at the start of `data`, and how many bytes it takes; raises `ArtifactError` where there is
+    none.
+    """
     reader = BitReader(data[: 16 * LARGEST_ALPHABET])
     resolution = RESOLUTIONS[reader.fixed(2)]
     symbols, shift = read_alphabet(reader)
@@ -64,7 +71,7 @@ def write_alphabet(writer: BitWriter, symbols: Sequence[int], shift: int) -> Non
     writer.gamma(len(symbols) + 1)
     if symbols:
         writer.gamma(zigzag([symbols[0]])[0] + 1)
-        gaps = [right - left - 1 for left, right in zip(symbols, symbols[1:], strict=False)]
+        gaps = [right - left - 1 for left, right in itertools.pairwise(symbols)]
         writer.fixed(int(any(gaps)), 1)
         if any(gaps):
             parameter, _ = best_rice(gaps)
@@ -76,21 +83,15 @@ def read_alphabet(reader: BitReader) -> tuple[tuple[int, ...], int]:
     """What `write_alphabet` wrote, checked."""
     shift = reader.fixed(5)
     count = reader.gamma() - 1
-    refuse_unless(
-        count <= LARGEST_ALPHABET, f"A table lists {count} symbols; at most {LARGEST_ALPHABET} may be."
-    )
-    refuse_unless(
-        shift <= LARGEST_SHIFT, f"A table leaves {shift} low bits out; at most {LARGEST_SHIFT} may be."
-    )
+    refuse_unless(count <= LARGEST_ALPHABET, f"A table lists {count} symbols; at most {LARGEST_ALPHABET} may be.")
+    refuse_unless(shift <= LARGEST_SHIFT, f"A table leaves {shift} low bits out; at most {LARGEST_SHIFT} may be.")
     if not count:
         return (), shift
     first = unzigzag([reader.gamma() - 1])[0]
     gaps = reader.rice(count - 1, reader.fixed(4)) if reader.fixed(1) else [0] * (count - 1)
     symbols = tuple(np.cumsum([first, *(gap + 1 for gap in gaps)]).tolist())
     largest = (2**31 - 1) >> shift
-    refuse_unless(
-        -largest - 1 <= symbols[0] and symbols[-1] <= largest, "A table lists symbols beyond 32 bits."
-    )
+    refuse_unless(-largest - 1 <= symbols[0] and symbols[-1] <= largest, "A table lists symbols beyond 32 bits.")
     return symbols, shift
 
 
@@ -130,17 +131,13 @@ class Histogram:
         if high - low > max(1 << 16, 4 * symbols.size):
             values, counts = np.unique(symbols, return_counts=True)
             return Histogram(values.astype(np.int64), counts.astype(np.int64))
-        counts = np.bincount(
-            (symbols.astype(np.int64) if high - low > 2**30 else symbols - np.int32(low)).reshape(-1)
-        )
+        counts = np.bincount((symbols.astype(np.int64) if high - low > 2**30 else symbols - np.int32(low)).reshape(-1))
         present = np.flatnonzero(counts)
         return Histogram(present + low, counts[present])
 
     def __add__(self, other: "Histogram") -> "Histogram":
         values, place = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)
-        counts = np.bincount(
-            place, np.concatenate((self.counts, other.counts)).astype(np.float64), len(values)
-        )
+        counts = np.bincount(place, np.concatenate((self.counts, other.counts)).astype(np.float64), len(values))
         return Histogram(values, counts.astype(np.int64))
 
     def entropy(self) -> float:

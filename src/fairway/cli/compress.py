@@ -26,7 +26,8 @@ def compress(
     job = open_folder(run)
     with progress() as listener:
         fit = job.compress(listener)
-    facts = {"artifact": job.artifact, "bytes": fit.bytes, "bytes_cap": fit.cap, "predicted_bytes": fit.predicted_bytes}
+    facts = {"artifact": job.artifact, "bytes": fit["bytes"], "bytes_cap": fit["cap"]}
+    facts |= {"predicted_bytes": fit["predicted_bytes"]}
     if json:
         output.print_json(facts)
         return

@@ -29,7 +29,9 @@ _CHUNK = 8192
 
 
 def gather(model: LanguageModel, calibration: Sequence[Tensor]) -> dict[str, Statistics]:
-    """Statistics of every linear map that the text reaches, by its parameter's name; the model stays as it is."""
+    """Statistics of every linear map that the text reaches, by its parameter's name; the model stays as it
+    is.
+    """
     found: dict[str, Statistics] = {}
     sums = {name: _Sum() for name in linear_weights(model).values()}
     with _watched(model, lambda name, x_NC: sums[name].add(x_NC)):
@@ -123,9 +125,7 @@ def _pass(
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
-    return (
-        left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.stride() == right.stride()
-    )
+    return left.data_ptr() == right.data_ptr() and left.shape == right.shape and left.stride() == right.stride()
 
 
 def _uses(model: LanguageModel, calibration: Sequence[Tensor]) -> dict[str, int]:
@@ -157,9 +157,7 @@ def _watched(model: LanguageModel, see: Callable[[str, Tensor], None]) -> Iterat
 
 def _forward(model: LanguageModel, calibration: Sequence[Tensor]) -> None:
     if not calibration:
-        raise ConfigError(
-            "This kind of compression looks at activations, but no calibration text was given to it."
-        )
+        raise ConfigError("This kind of compression looks at activations, but no calibration text was given to it.")
     training = model.training
     model.eval()
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """Second derivatives of a loss: exact, Gauss-Newton, Fisher, and by random probes.
 
-`H_qq` for every weight q, as OBD needs it. Fisher: mean over samples of the squared gradient of each sample's own loss (never the square of the
-mean gradient, which is smaller by about the number of samples). With labels drawn from the model's own predictions this is the
-Gauss-Newton diagonal of a cross-entropy. Hutchinson: mean of `v .* H v` over random signs v.
+`H_qq` for every weight q, as OBD needs it. Fisher: mean over samples of the squared gradient of each
+sample's own loss (never the square of the mean gradient, which is smaller by about the number of samples).
+With labels drawn from the model's own predictions this is the Gauss-Newton diagonal of a cross-entropy.
+Hutchinson: mean of `v .* H v` over random signs v.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,8 +48,8 @@ def hutchinson_diagonal(
 ) -> dict[str, Tensor]:
     """Mean of `v .* H v` over random signs v: unbiased, exact for a diagonal Hessian.
 
-    `H v` by differentiating twice, or, with `step` (relative to each parameter's root mean square), by a central difference of gradients,
-    for losses whose kernels can be differentiated only once.
+    `H v` by differentiating twice, or, with `step` (relative to each parameter's root mean square), by a
+    central difference of gradients, for losses whose kernels can be differentiated only once.
     """
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for probe in range(probes):
@@ -67,7 +68,9 @@ def _twice(loss: Loss, values: list[nn.Parameter], signs: list[Tensor]) -> Seque
 
 
 def _difference(loss: Loss, values: list[nn.Parameter], signs: list[Tensor], step: float) -> Sequence[Tensor]:
-    """Probes are scaled to each parameter, so the result is `H (s v) / s` up to cross terms that average to zero."""
+    """Probes are scaled to each parameter, so the result is `H (s v) / s` up to cross terms that average to
+    zero.
+    """
     scales = [float(value.detach().square().mean().sqrt()) or 1.0 for value in values]
     found = []
     original = [value.detach().clone() for value in values]
@@ -84,7 +87,9 @@ def _difference(loss: Loss, values: list[nn.Parameter], signs: list[Tensor], ste
 
 
 def sequence_losses(model: LanguageModel, calibration: Sequence[Tensor], *, sampled: bool, seed: int = 0) -> list[Loss]:
-    """The loss of every calibration sequence by itself, in nats per token; labels from the text or from the model."""
+    """The loss of every calibration sequence by itself, in nats per token; labels from the text or from the
+    model.
+    """
 
     def loss_of(tokens_T: Tensor, index: int) -> Loss:
         def loss() -> Tensor:

@@ -29,6 +29,7 @@ from fairway.model.parts import Role, parameter_roles
 _LOW_ENOUGH = 0.9985
 _AIM = 0.9993
 _ACCEPTED = 0.9955
+_PATIENCE = 7
 _MOST_ATTEMPTS = 24
 
 
@@ -73,8 +74,8 @@ def compress_model(
 ) -> Fit:
     """Writes the model as an artifact of at most `cap` bytes; the model itself stays as it is.
 
-    `calibration`: batches of token ids (B, T), for techniques that look at activations. Raises `BudgetError` where even the
-    coarsest step does not fit.
+    `calibration`: batches of token ids (B, T), for techniques that look at activations. Raises
+    `BudgetError` where even the coarsest step does not fit.
     """
     texts = list(calibration or ())
     pruned = config.prune.build().prune(copy.deepcopy(model).cpu().float(), texts, listener)
@@ -146,16 +147,17 @@ def search(
 ) -> tuple[_Attempt, int]:
     """The attempt with the finest step whose file fits, and the number of attempts made."""
     made: list[_Attempt] = []
+    fits: _Attempt | None = None
     strength = min(max(start, finest), coarsest)
     while len(made) < _MOST_ATTEMPTS:
         made.append(attempt(strength))
         current = made[-1]
         listener(Event("quantise", None, {"strength": strength, "bytes": current.size, "predicted": current.predicted}))
         fits = max((a for a in made if a.size <= cap), key=lambda a: (a.size, -a.strength), default=None)
-        over = min((a for a in made if a.size > cap), key=lambda a: (a.size, a.strength), default=None)
+        over = _nearest_over([a for a in made if a.size > cap], fits)
         if fits is None and strength >= coarsest:
             raise _too_small(current.size, cap)
-        if fits is not None and (fits.size >= _LOW_ENOUGH * cap or strength <= finest or _close(fits, over, cap)):
+        if fits is not None and (strength <= finest or _good_enough(fits, over, cap, len(made))):
             return fits, len(made)
         strength = _next(made, fits, over, cap, slope, finest, coarsest)
     if fits is None:
@@ -166,15 +168,22 @@ def search(
 
 
 def _next(
-    made: list[_Attempt], fits: _Attempt | None, over: _Attempt | None, cap: int, slope: float, finest: float, coarsest: float
+    made: list[_Attempt],
+    fits: _Attempt | None,
+    over: _Attempt | None,
+    cap: int,
+    slope: float,
+    finest: float,
+    coarsest: float,
 ) -> float:
     """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim.
 
-    A flat stretch, as of a quantiser that has no finer or coarser choice, is left by going to the end of the range.
+    A flat stretch, as of a quantiser that has no finer or coarser choice, is left by going to the end of
+    the range.
     """
     goal, current = _AIM * cap, made[-1]
     if fits is not None and over is not None:
-        share = (over.size - goal) / (over.size - fits.size)
+        share = (over.size - goal) / (over.size - fits.size) if len(made) % 3 else 0.5
         return over.strength + min(max(share, 0.05), 0.95) * (fits.strength - over.strength)
     end = finest if over is None else coarsest
     if len(made) > 1:
@@ -186,9 +195,18 @@ def _next(
     return min(max(current.strength + move, finest), coarsest)
 
 
-def _close(fits: _Attempt, over: _Attempt | None, cap: int) -> bool:
-    """Whether no step between the two nearest attempts can matter."""
-    return over is not None and fits.size >= _ACCEPTED * cap and abs(fits.strength - over.strength) < 1e-4
+def _nearest_over(over: list[_Attempt], fits: _Attempt | None) -> _Attempt | None:
+    """The attempt over the cap nearest to the best that fits, on its finer side if there is one."""
+    finer_side = [a for a in over if fits is not None and a.strength < fits.strength]
+    return max(finer_side or over, key=lambda a: a.strength, default=None)
+
+
+def _good_enough(fits: _Attempt, over: _Attempt | None, cap: int, count: int) -> bool:
+    """Whether further attempts could add nothing that matters; the longer the search, the less is asked for."""
+    if fits.size >= _LOW_ENOUGH * cap:
+        return True
+    close = over is not None and abs(fits.strength - over.strength) < 1e-4
+    return fits.size >= _ACCEPTED * cap and (close or count >= _PATIENCE)
 
 
 def _calibrated(

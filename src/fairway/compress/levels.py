@@ -1,8 +1,10 @@
-"""Scalar levels for weights: one-dimensional k-means, and the choice of a level at least loss and rate together.
+"""Scalar levels for weights: one-dimensional k-means, and the choice of a level at least loss and rate
+together.
 
-With `cost(w, i) = (w - c_i)^2 + lambda bits_i`, bits_i the code length of level i, the best levels of a sorted vector are intervals; their
-borders are `(c_i + c_j) / 2 + lambda (bits_j - bits_i) / (2 (c_j - c_i))`. At lambda 0 this is k-means. For many levels lambda
-`step^2 ln 2 / 6` gives the rate and error of a uniform step. Lloyd 1982; entropy-constrained: Chou et al. 1989.
+With `cost(w, i) = (w - c_i)^2 + lambda bits_i`, bits_i the code length of level i, the best levels of a
+sorted vector are intervals; their borders are `(c_i + c_j) / 2 + lambda (bits_j - bits_i) / (2 (c_j -
+c_i))`. At lambda 0 this is k-means. For many levels lambda `step^2 ln 2 / 6` gives the rate and error of a
+uniform step. Lloyd 1982; entropy-constrained: Chou et al. 1989.
 """
 
 import math
@@ -30,7 +32,9 @@ class Levels:
 
 
 class Sorted:
-    """A vector of weights sorted once, with running sums, so that any interval's mean and error cost nothing."""
+    """A vector of weights sorted once, with running sums, so that any interval's mean and error cost
+    nothing.
+    """
 
     def __init__(self, weights: np.ndarray[Any, Any]) -> None:
         self.weights = np.sort(np.asarray(weights, np.float64).reshape(-1))
@@ -60,8 +64,10 @@ class Sorted:
         return np.unique(generator.choice(self.weights, min(count, len(self)), replace=False))
 
 
-def fit_levels(data: Sorted, first: Vector, multiplier: float = 0.0, rounds: int = 200) -> Levels:
-    """Levels that no round of assigning and averaging improves, from the given first ones; levels left empty vanish."""
+def fit_levels(data: Sorted, first: Vector, multiplier: float = 0.0, rounds: int = 100) -> Levels:
+    """Levels that no round of assigning and averaging improves, from the given first ones; levels left
+    empty vanish.
+    """
     values = np.asarray(first, np.float64)
     bits = np.full(len(values), math.log2(max(1, len(values))))
     borders = (values[1:] + values[:-1]) / 2
@@ -74,14 +80,16 @@ def fit_levels(data: Sorted, first: Vector, multiplier: float = 0.0, rounds: int
         bits = -np.log2(counts / counts.sum())
         levels = Levels(*_ordered(_envelope(values, bits, multiplier)))
         objective = data.error(levels) + multiplier * _rate(data, levels)
-        if objective >= previous * (1 - 1e-7):
+        if objective >= previous * (1 - 1e-5):
             break
         previous = objective
     return Levels(*_ordered(_envelope(values, bits, multiplier)))
 
 
 def fixed_levels(values: Vector, weights: np.ndarray[Any, Any], multiplier: float, rounds: int = 8) -> Levels:
-    """Best choice among given levels at a price for bits; the levels stay, those never worth their bits get no interval."""
+    """Best choice among given levels at a price for bits; the levels stay, those never worth their bits get
+    no interval.
+    """
     data = Sorted(weights)
     bits = np.full(len(values), math.log2(len(values)))
     levels = Levels(*_ordered(_envelope(values, bits, multiplier)))
@@ -110,6 +118,11 @@ def _ordered(parts: tuple[Vector, Vector, Vector]) -> tuple[Vector, Vector, Vect
 
 def _envelope(values: Vector, bits: Vector, multiplier: float) -> tuple[Vector, Vector, Vector]:
     """The levels that are best somewhere, with the borders between them."""
+    gaps = np.diff(values)
+    if gaps.size and gaps.min() > 0:
+        borders_all = (values[1:] + values[:-1]) / 2 + multiplier * np.diff(bits) / (2 * gaps)
+        if not (np.diff(borders_all) <= 0).any():
+            return values, bits, borders_all
     kept_values, kept_bits, borders = [float(values[0])], [float(bits[0])], []
     for value, length in zip(values[1:].tolist(), bits[1:].tolist(), strict=True):
         while True:

@@ -38,7 +38,9 @@ class SparsityConfig(PrunerConfig):
 
 
 def prunable(model: LanguageModel) -> dict[str, Tensor]:
-    """Every weight matrix, by name, as rows and columns that share its memory; embeddings and heads are left alone."""
+    """Every weight matrix, by name, as rows and columns that share its memory; embeddings and heads are
+    left alone.
+    """
     roles = parameter_roles(model)
     return {
         name: parameter.data.view(-1, parameter.shape[-1])
@@ -53,6 +55,11 @@ def pattern_of(text: str) -> tuple[int, int]:
     return int(kept), int(group)
 
 
+def count_of(share: float, total: int) -> int:
+    """How many a share is, rounded down, however the share was computed."""
+    return int(share * total + 1e-6)
+
+
 def keep_highest(score: Tensor, removed: int) -> Tensor:
     """True except at the `removed` lowest scores; of equal scores the first are removed."""
     kept = torch.ones(score.numel(), dtype=torch.bool)
@@ -62,13 +69,15 @@ def keep_highest(score: Tensor, removed: int) -> Tensor:
 
 def keep_in_rows(score_RC: Tensor, sparsity: float) -> Tensor:
     """In every row, True except at the lowest `int(sparsity * C)` scores."""
-    count = int(sparsity * score_RC.shape[1] + 1e-9)
+    count = count_of(sparsity, score_RC.shape[1])
     order_RC = torch.argsort(score_RC, dim=1, stable=True)[:, :count]
     return torch.ones_like(score_RC, dtype=torch.bool).scatter_(1, order_RC, False)
 
 
 def keep_pattern(score_RC: Tensor, pattern: str) -> Tensor:
-    """In every group of neighbouring inputs, True at the highest scores; a last, shorter group loses its share."""
+    """In every group of neighbouring inputs, True at the highest scores; a last, shorter group loses its
+    share.
+    """
     kept, group = pattern_of(pattern)
     rows, columns = score_RC.shape
     whole = columns - columns % group
@@ -80,15 +89,17 @@ def keep_pattern(score_RC: Tensor, pattern: str) -> Tensor:
 def keep_by_score(
     scores: Mapping[str, Tensor], sparsity: float, scope: Scope, pattern: str | None = None
 ) -> dict[str, Tensor]:
-    """Masks for all weights: the given share of each weight, of each row, or of all weights together is removed."""
+    """Masks for all weights: the given share of each weight, of each row, or of all weights together is
+    removed.
+    """
     if pattern is not None:
         return {name: keep_pattern(score, pattern) for name, score in scores.items()}
     if scope == "row":
         return {name: keep_in_rows(score, sparsity) for name, score in scores.items()}
     if scope == "layer":
-        return {name: keep_highest(score, int(sparsity * score.numel())) for name, score in scores.items()}
+        return {name: keep_highest(score, count_of(sparsity, score.numel())) for name, score in scores.items()}
     joined = torch.cat([score.flatten() for score in scores.values()])
-    kept = keep_highest(joined, int(sparsity * joined.numel()))
+    kept = keep_highest(joined, count_of(sparsity, joined.numel()))
     pieces = kept.split([score.numel() for score in scores.values()])
     return {name: piece.view(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}
 

@@ -56,8 +56,9 @@ class Piece:
 
 
 class Quantizer(ABC):
-    """Weights to integers. `strength` is the logarithm to base 2 of the step relative to the weights' deviation:
-    one more unit costs about one bit less per weight."""
+    """Weights to integers. `strength` is the logarithm to base 2 of the step relative to the weights'
+    deviation: one more unit costs about one bit less per weight.
+    """
 
     finest: ClassVar[float] = -8.0
     coarsest: ClassVar[float] = 2.0
@@ -113,11 +114,7 @@ class PrunerConfig(Technique):
 
 def removed(weight_RC: Tensor, kept_RC: Tensor | None) -> Tensor:
     """The weight with removed entries zero."""
-    return (
-        weight_RC
-        if kept_RC is None
-        else torch.where(kept_RC, weight_RC, torch.zeros((), dtype=weight_RC.dtype))
-    )
+    return weight_RC if kept_RC is None else torch.where(kept_RC, weight_RC, torch.zeros((), dtype=weight_RC.dtype))
 
 
 def deviations(weight_RC: Tensor) -> Tensor:

@@ -19,10 +19,14 @@ class CompressConfig(Config):
     prune: Annotated[PrunerConfig, PRUNERS] = Field(default="none", validate_default=True)
     coder: Annotated[CoderConfig, CODERS] = Field(default="ans", validate_default=True)
     embedding_finer: float = Field(default=2.0, gt=0, le=64)
-    """How many times finer the step of embeddings, heads and routers is than that of matrices, relative to their deviations."""
+    """How many times finer the step of embeddings, heads and routers is than that of matrices, relative to
+    their deviations.
+    """
     margin: int = Field(default=0, ge=0)
     """Bytes of the cap to leave free, as for code that is counted with the file."""
     finest: float = Field(default=-6.0, ge=-8, le=2)
-    """Logarithm to base 2 of the finest step worth storing, relative to the weights' deviation; -6 is about 8 bits a weight."""
+    """Logarithm to base 2 of the finest step worth storing, relative to the weights' deviation; -6 is about
+    8 bits a weight.
+    """
     calibration_sequences: int = Field(default=64, ge=1)
     """Training sequences shown to techniques that look at activations."""

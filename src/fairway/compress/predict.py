@@ -29,7 +29,9 @@ def predict_bytes(
     strength: float,
     config: CompressConfig | None = None,
 ) -> int:
-    """Bytes of the artifact of a model yet to be trained, if its weights will be Gaussian and quantised at `strength`."""
+    """Bytes of the artifact of a model yet to be trained, if its weights will be Gaussian and quantised at
+    `strength`.
+    """
     config = config or CompressConfig()
     shapes = [(role, shape) for _, role, shape in parameters(model, vocabulary)]
     return round(_fixed(shapes, tokenizer_bytes) + _quantized(shapes, strength, config.embedding_finer))
@@ -38,7 +40,9 @@ def predict_bytes(
 def predict_strength(
     model: ModelConfig, vocabulary: int, tokenizer_bytes: int, cap: int, config: CompressConfig | None = None
 ) -> float:
-    """The strength at which `predict_bytes` meets the cap, between the finest and the coarsest that make sense."""
+    """The strength at which `predict_bytes` meets the cap, between the finest and the coarsest that make
+    sense.
+    """
     config = config or CompressConfig()
     low, high = config.finest, 2.0
     for _ in range(40):
@@ -81,9 +85,7 @@ def is_quantized(role: Role, shape: tuple[int, ...]) -> bool:
     return role in QUANTIZED and len(shape) >= 2
 
 
-def _quantized(
-    shapes: Iterable[tuple[Role, tuple[int, ...]]], strength: float, embedding_finer: float
-) -> float:
+def _quantized(shapes: Iterable[tuple[Role, tuple[int, ...]]], strength: float, embedding_finer: float) -> float:
     total = 0.0
     for role, shape in shapes:
         if is_quantized(role, shape):

@@ -1,12 +1,15 @@
-"""The column loop of GPTQ and SparseGPT: fix one input's weights, let all later inputs make up for the error.
+"""The column loop of GPTQ and SparseGPT: fix one input's weights, let all later inputs make up for the
+error.
 
-`H = 2 X X^T / n`, dead inputs set apart, damped by a share of its mean diagonal; U the upper Cholesky factor of `H^-1`. For each column i,
-left to right: `q` is the column with removed entries zero, then rounded; `e = (w_i - q) / U_ii`; later columns take `-e U_i,later`.
-Frantar et al. 2022 (arXiv:2210.17323), Frantar & Alistarh 2023 (arXiv:2301.00774). Half the sum of e^2 is the increase
-`1/2 tr(D H D^T)` of the layer's loss, D the total change.
+`H = 2 X X^T / n`, dead inputs set apart, damped by a share of its mean diagonal; U the upper Cholesky
+factor of `H^-1`. For each column i, left to right: `q` is the column with removed entries zero, then
+rounded; `e = (w_i - q) / U_ii`; later columns take `-e U_i,later`. Frantar et al. 2022 (arXiv:2210.17323),
+Frantar & Alistarh 2023 (arXiv:2301.00774). Half the sum of e^2 is the increase `1/2 tr(D H D^T)` of the
+layer's loss, D the total change.
 
-Columns wait in three levels: within 16 they are updated one by one, within a block and beyond it by matrix products. The weight is
-held transposed, so that a column is contiguous. Shape key: R rows, C columns (inputs), B columns of a block.
+Columns wait in three levels: within 16 they are updated one by one, within a block and beyond it by matrix
+products. The weight is held transposed, so that a column is contiguous. Shape key: R rows, C columns
+(inputs), B columns of a block.
 """
 
 from collections.abc import Callable
@@ -44,12 +47,14 @@ class Solution:
 
 
 def unstructured(sparsity: float, block: int) -> Selection:
-    """Removes exactly the given share of every block of columns, all rows jointly, least `w^2 / U_ii^2` first."""
+    """Removes exactly the given share of every block of columns, all rows jointly, least `w^2 / U_ii^2`
+    first.
+    """
 
     def choose(weight_BR: Tensor, diagonal_B: Tensor) -> Tensor:
         score = (weight_BR / diagonal_B[:, None]).square().flatten()
         kept = torch.ones_like(score, dtype=torch.bool)
-        kept[torch.topk(score, int(sparsity * score.numel()), largest=False).indices] = False
+        kept[torch.topk(score, int(sparsity * score.numel() + 1e-6), largest=False).indices] = False
         return kept.view_as(weight_BR)
 
     return Selection(block, choose)
@@ -78,8 +83,8 @@ def reconstruct(
 ) -> Solution:
     """Prunes and rounds a weight column by column, in the weight's dtype.
 
-    Weights outside `kept_RC`, or not chosen by `selection`, become zero. Raises `TrainingError` where the damped Hessian cannot be
-    inverted.
+    Weights outside `kept_RC`, or not chosen by `selection`, become zero. Raises `TrainingError` where the
+    damped Hessian cannot be inverted.
     """
     assert selection is None or selection.every == block or _INNER % selection.every == 0
     work_CR = weight_RC.T.contiguous().clone()
@@ -100,7 +105,8 @@ def reconstruct(
 def inverse_factor(hessian_CC: Tensor, damping: float) -> Tensor:
     """Upper triangular U with `U^T U` the inverse of the damped Hessian, in float64.
 
-    Reversing rows and columns turns a lower Cholesky factor into an upper one, so one factorisation is enough.
+    Reversing rows and columns turns a lower Cholesky factor into an upper one, so one factorisation is
+    enough.
     """
     hessian_CC = hessian_CC.double().clone()
     diagonal_C = hessian_CC.diagonal()
@@ -109,7 +115,8 @@ def inverse_factor(hessian_CC: Tensor, damping: float) -> Tensor:
     lower_CC, failed = torch.linalg.cholesky_ex(hessian_CC.flip(0, 1))
     if int(failed):
         raise TrainingError(
-            f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; more calibration text or more damping would help."
+            f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
+            "more calibration text or more damping would help."
         )
     identity_CC = torch.eye(len(hessian_CC), dtype=torch.float64)
     return torch.linalg.solve_triangular(lower_CC, identity_CC, upper=False).flip(0, 1)

@@ -1,7 +1,8 @@
 """Sparse training: how dense each layer is, how a topology changes, and masks that a run keeps.
 
-Densities: `uniform` (the first layer dense), `er` proportional to `(n_in + n_out) / (n_in n_out)`, `erk` the same with kernel sizes added; what would exceed
-1 is capped and shared out among the rest. Mocanu et al. 2018 (arXiv:1707.04780), Evci et al. 2020 (arXiv:1911.11134).
+Densities: `uniform` (the first layer dense), `er` proportional to `(n_in + n_out) / (n_in n_out)`, `erk`
+the same with kernel sizes added; what would exceed 1 is capped and shared out among the rest. Mocanu et al.
+2018 (arXiv:1707.04780), Evci et al. 2020 (arXiv:1911.11134).
 """
 
 import math
@@ -53,9 +54,11 @@ def random_mask(shape: tuple[int, ...], density: float, random: torch.Generator)
 
 
 def moved(weight: Tensor, mask: Tensor, growth: Tensor, count: int, *, regrow: bool = True) -> Tensor:
-    """The mask after dropping the `count` active weights of least magnitude and growing as many of highest `growth` score.
+    """The mask after dropping the `count` active weights of least magnitude and growing as many of highest
+    `growth` score.
 
-    Whatever was not kept may grow, those just dropped included unless `regrow` is false. As many are active as before.
+    Whatever was not kept may grow, those just dropped included unless `regrow` is false. As many are active
+    as before.
     """
     flat, active = weight.flatten(), mask.flatten() > 0
     count = min(count, int(active.sum()), int((~active).sum()) if not regrow else len(flat))
@@ -115,7 +118,8 @@ class Masked(Hook):
 class Settle(Pruner):
     """After sparse training: the weights that training left active stay, all others are exactly zero.
 
-    Averaged weights keep traces of weights that were active once; `choose` says which stay, from the magnitudes of all.
+    Averaged weights keep traces of weights that were active once; `choose` says which stay, from the
+    magnitudes of all.
     """
 
     def __init__(self, choose: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> None:
@@ -133,7 +137,9 @@ def settle_by_density(sparsity: float, rule: Density) -> Settle:
     def choose(sizes: dict[str, Tensor]) -> dict[str, Tensor]:
         shapes = {name: tuple(size.shape) for name, size in sizes.items()}
         wanted = densities(shapes, sparsity, rule)
-        return {name: keep_highest(size, size.numel() - round(wanted[name] * size.numel())) for name, size in sizes.items()}
+        return {
+            name: keep_highest(size, size.numel() - round(wanted[name] * size.numel())) for name, size in sizes.items()
+        }
 
     return Settle(choose)
 

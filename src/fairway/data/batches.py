@@ -45,9 +45,12 @@ class Batches:
             raise ConfigError(f"{batch} rows cannot be shared by {world} ranks; a multiple of {world} would work.")
         assert 0 <= rank < world
         rows = batch // world
-        first = step * batch + rank * rows
-        tokens = np.empty((rows, context + 1), np.int64)
-        for row, start in enumerate(self._window_starts(first, rows, context)):
+        return self.rows(step * batch + rank * rows, rows, context)
+
+    def rows(self, first: int, count: int, context: int) -> Batch:
+        """`count` rows from row `first` of the endless row of epochs on, for steps of changing shapes."""
+        tokens = np.empty((count, context + 1), np.int64)
+        for row, start in enumerate(self._window_starts(first, count, context)):
             self._stream.read(start, tokens[row])
         tokens_BT = torch.from_numpy(tokens)
         return Batch(tokens_BT, tokens_BT == self._boundary)

@@ -46,8 +46,11 @@ class DataConfig(Config):
     """For whatever is random in training and applying the tokenizer; the split does not depend on it."""
 
 
-def build(config: DataConfig, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Fills an empty folder from the source and gives the manifest's content, without the list of files."""
+def build(config: DataConfig, folder: Path, progress: Progress, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """Fills an empty folder from the source and gives the manifest's content, without the list of files.
+
+    `tokenizer` is what training by these settings would give, where that is known already.
+    """
     progress(0.0, "reading the text")
     spooled = spool(
         config.source.documents(),
@@ -56,9 +59,10 @@ def build(config: DataConfig, folder: Path, progress: Progress) -> dict[str, Any
         lambda kept: progress(0.1 * kept / (kept + 50_000_000), "reading the text"),
     )
     train, validation, threshold = _split(spooled, config.validation_fraction)
-    progress(0.1, "training the tokenizer")
-    sample = _sample(spooled, train, config.tokenizer_bytes)
-    tokenizer = config.tokenizer.train(spooled.texts(sample), derive(config.seed, "tokenizer"))
+    if tokenizer is None:
+        progress(0.1, "training the tokenizer")
+        sample = _sample(spooled, train, config.tokenizer_bytes)
+        tokenizer = config.tokenizer.train(spooled.texts(sample), derive(config.seed, "tokenizer"))
     saved = tokenizer.save()
     storage.write_bytes(folder / TOKENIZER_FILE, saved)
     encoder = _Encoder(config, spooled, tokenizer, folder, progress)

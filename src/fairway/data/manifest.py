@@ -168,12 +168,18 @@ class Manifest(BaseModel):
             raise DataError(f"{path} names a document twice.")
 
 
-def prepare(config: DataConfig, folder: Path, progress: Callable[[float, str], None] | None = None) -> Manifest:
+def prepare(
+    config: DataConfig,
+    folder: Path,
+    progress: Callable[[float, str], None] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Manifest:
     """Reads the source once and writes the sealed folder, replacing an earlier one; `progress` gets the share
     done.
 
     Raises `DataError` or `TokenizerError` for text that cannot be used; nothing is left behind then. The same
-    text and settings give the same bytes in every file.
+    text and settings give the same bytes in every file. `tokenizer` saves training one: it must be what these settings
+    would give.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / storage.MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -181,7 +187,7 @@ def prepare(config: DataConfig, folder: Path, progress: Callable[[float, str], N
     record: dict[str, Any] = {}
 
     def fill(temporary: Path) -> None:
-        record.update(build(config, temporary, progress or _silent))
+        record.update(build(config, temporary, progress or _silent, tokenizer))
 
     storage.replace_folder(folder, fill, record)
     return Manifest.read(folder, check=False)

@@ -4,7 +4,8 @@ F is the mixer or the feed-forward, N a norm, s the branch's scale: `pre`: `x + 
 arXiv:2002.04745); `post`: `N(x + s F(x))`; `sandwich`: `x + s N(F(N(x)))` (Ding et al. 2021, arXiv:2105.13290);
 `deepnorm`: `N(a x + s F(x))`, `a = (2 L)^(1/4)` over L layers (Wang et al. 2022, arXiv:2203.00555; its smaller
 initial weights are not needed, as outputs of mixers and feed-forwards begin at zero). In a parallel block mixer and
-feed-forward read the same input, `x + s F1(N1(x)) + s F2(N2(x))`. Shape key: B batch, T time, D width."""
+feed-forward read the same input, `x + s F1(N1(x)) + s F2(N2(x))`. Shape key: B batch, T time, D width.
+"""
 
 import math
 from typing import Literal

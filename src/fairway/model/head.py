@@ -2,7 +2,8 @@
 
 `logits = cap(scale * h W^T)`, `cap(z) = c tanh(z / c)`, in float32 at least. Tying: Press & Wolf 2017
 (arXiv:1608.05859). A head that unties during training follows the embedding's table until then and goes its own way
-from there. Shape key: B batch, T time, D width, V vocabulary."""
+from there. Shape key: B batch, T time, D width, V vocabulary.
+"""
 
 import torch
 from pydantic import Field, model_validator

@@ -2,7 +2,8 @@
 
 `x_t = (1 - sigmoid(g)) x_t + sigmoid(g) x_(t-1)`, g one number per feature, x_(t-1) = 0 for the first token of a
 document; then `x = s x`, s = sqrt(D) or a learned scalar that begins there. The state is the last embedded vector.
-The gate is from the records of OpenAI's Parameter Golf challenge. Shape key: B batch, T time, D width."""
+The gate is from the records of OpenAI's Parameter Golf challenge. Shape key: B batch, T time, D width.
+"""
 
 import math
 

@@ -73,7 +73,8 @@ class ModelConfig(Config):
     def input_scale(self) -> Literal["none", "sqrt", "learned"]:
         """The factor on the embedded input after `auto` is resolved."""
         if self.embedding.scale == "auto":
-            return "learned" if self.norm.needs_embedding_scale() else "none"
+            drowns = self.norm.needs_embedding_scale() or self.block.placement == "sandwich"
+            return "learned" if drowns else "none"
         return self.embedding.scale
 
     def input_site(self) -> InputSite:

@@ -11,7 +11,7 @@ Shape key: B batch, T time, D width, H heads, K head width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.core.config import Technique
+from fairway.core.errors import ConfigError
 from fairway.core.seed import generator
 from fairway.model.values import Aux, Context, Role
 
@@ -238,7 +239,7 @@ class EmbeddingConfig(Technique):
 
     scale: Literal["auto", "none", "sqrt", "learned"] = "auto"
     """Factor on the embedded input: sqrt(width), or a learned scalar that begins there. `auto` learns one where the
-    norm needs it (DyT, Derf and their kin) and has none elsewhere."""
+    branches would drown an unscaled input: under DyT, Derf and their kin, and in sandwich blocks."""
     smear: bool = False
     """Mix each embedded token with the one before it by a learned gate per feature."""
 
@@ -319,6 +320,18 @@ def active_parameters(model: Part) -> int:
     """Parameters that one token uses; all of them but those of experts not chosen. Each counts once."""
     idle = sum(module.idle_parameters() for module in model.modules() if isinstance(module, Part))
     return sum(parameter.numel() for parameter in model.parameters()) - idle
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies saved tensors into the parameters and buffers of the same names; each must be there with its shape."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if own.keys() != tensors.keys():
+        raise ConfigError(f"These weights belong to another model: they differ in {sorted(own.keys() ^ tensors.keys())[:4]}.")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise ConfigError(f"{name} has the shape {tuple(tensors[name].shape)}; {tuple(tensor.shape)} is needed.")
+            tensor.copy_(tensors[name])
 
 
 def after_step(model: nn.Module, statistics: dict[str, Tensor]) -> None:

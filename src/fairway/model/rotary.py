@@ -3,7 +3,8 @@
 Pair i of a head is turned by `m theta_i` at position m, so a score depends on the distance of query and key alone:
 `(R_m q).(R_n k) = sum_i (q1 k1 + q2 k2) cos phi_i + (q2 k1 - q1 k2) sin phi_i`, `phi_i = (n - m) theta_i`.
 Frequencies are computed in float64 when the part is built, angles in float32 at least. Su et al. 2021
-(arXiv:2104.09864). Shape key: B batch, H heads, T time, K head width, R rotated pairs."""
+(arXiv:2104.09864). Shape key: B batch, H heads, T time, K head width, R rotated pairs.
+"""
 
 import math
 

@@ -5,7 +5,8 @@ the largest `s + b`, gates from s; b is a balancing bias that no gradient touche
 the m tokens with its largest s. With f_e the share of assignments to e times E and P_e the mean score: balance loss
 `a sum_e f_e P_e` (a where uniform; Fedus et al. 2021, arXiv:2101.03961; Dai et al. 2024, arXiv:2401.06066), device
 loss the same over groups of experts, f averaged and P summed within a group; z-loss `mean(logsumexp(z)^2)` (Zoph et
-al. 2022, arXiv:2202.08906). Shape key: N tokens, E experts, K chosen, A assignments."""
+al. 2022, arXiv:2202.08906). Shape key: N tokens, E experts, K chosen, A assignments.
+"""
 
 import math
 from dataclasses import dataclass

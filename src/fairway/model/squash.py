@@ -2,10 +2,10 @@
 
 `y = gain .* f(alpha x + shift) + bias`: f squashes each number by itself, so nothing is averaged over the width.
 alpha and shift are one scalar each. A fit f is zero-centred, bounded, sensitive near zero and monotone (Chen et al.
-2025, arXiv:2512.10938, after Zhu et al. 2025, arXiv:2503.10622). Shape key: D width."""
+2025, arXiv:2512.10938, after Zhu et al. 2025, arXiv:2503.10622). Shape key: D width.
+"""
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fairway.model.parts import Norm, NormConfig, Role, widened
+from fairway.model.parts import Norm, NormConfig, Role
 
 Where = Literal["mixer", "ffn", "final", "qk"]
 Function = Literal[
@@ -62,7 +62,7 @@ class SquashConfig(NormConfig):
 
 
 class Squash(Norm):
-    """`forward(x_...D) -> y_...D` for a point function that a subclass names."""
+    """`forward(x_...D) -> y_...D` for a point function that a subclass applies."""
 
     def __init__(self, width: int, config: SquashConfig, site: str, shift: float | None) -> None:
         super().__init__()
@@ -72,10 +72,6 @@ class Squash(Norm):
         self.shift = nn.Parameter(torch.empty(())) if shift is not None else None
         self.gain_D = nn.Parameter(torch.empty(width)) if config.gain else None
         self.bias_D = nn.Parameter(torch.empty(width)) if config.bias else None
-
-    @abstractmethod
-    def squash(self, u: Tensor) -> Tensor:
-        """The point function."""
 
     def roles(self) -> dict[str, Role]:
         return {
@@ -91,18 +87,6 @@ class Squash(Norm):
             self.gain_D.fill_(1.0)
         if self.bias_D is not None:
             self.bias_D.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = widened(x)
-        u = wide * self.alpha.to(wide.dtype)
-        y = self.squash(u if self.shift is None else u + self.shift.to(wide.dtype))
-        if self.gain_D is not None and self.bias_D is not None:
-            y = torch.addcmul(self.bias_D.to(wide.dtype), y, self.gain_D.to(wide.dtype))
-        elif self.gain_D is not None:
-            y = y * self.gain_D.to(wide.dtype)
-        elif self.bias_D is not None:
-            y = y + self.bias_D.to(wide.dtype)
-        return y.to(x.dtype)
 
 
 @dataclass(frozen=True)

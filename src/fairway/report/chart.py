@@ -15,6 +15,11 @@ WIDE, HALF, THIRD = 960, 456, 290
 """Widths of the view box, near the pixels that a column of the page gives, so that text keeps its size."""
 LEFT, RIGHT, TOP, BOTTOM = 76, 12, 14, 42
 MOST_POINTS = 600
+_COLOURS = ("#1f6fb4", "#c2571a", "#2e8b57", "#8a4fb0", "#b8860b", "#c0392b")
+_PAPER = (
+    "svg{background:#fff;font:13px sans-serif}text{fill:#333}.grid{stroke:#e5e5e5}.axis{stroke:#888}"
+    ".mark{stroke:#999;stroke-dasharray:4 4}.line{fill:none;stroke-width:2}"
+)
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,15 @@ def histogram(title: str, values: np.ndarray, *, bins: int = 58) -> str:
     for x, value, anchor in ((0, low, "start"), (width / 2, (low + high) / 2, "middle"), (width, high, "end")):
         parts.append(_text("tick", x, base + 17, f"{value:.3g}", anchor))
     return _wrap(title, width, height, parts)
+
+
+def standing_alone(drawing: str) -> str:
+    """A drawing as the content of a file of its own, with colours on white instead of the page's."""
+    assert drawing.startswith("<svg viewBox")
+    width = drawing.split('"', 2)[1].split()[2]
+    colours = "".join(f".line{i}{{stroke:{c}}}.fill{i}{{fill:{c}}}" for i, c in enumerate(_COLOURS))
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" '
+    return drawing.replace("<svg ", opening, 1).replace(">", f"><style>{_PAPER}{colours}</style>", 1)
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:

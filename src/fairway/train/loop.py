@@ -1,72 +1,53 @@
 """The training loop: one step after another until the budget of seconds or steps is used.
 
 Each step is a function of (manifest, seed, step): the batch, the random numbers and the schedule depend on nothing else, so a run
-resumed from a checkpoint repeats the uninterrupted one bit for bit on the same machine and threads when steps are its budget.
+resumed from a checkpoint repeats the uninterrupted one bit for bit on the same machine, threads and ranks when steps are its
+budget. Every decision (to skip, to save, to stop) is taken from numbers that all ranks share.
 """
 
 import math
 import signal
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from fairway.core.budget import Budget, Seconds
-from fairway.core.config import Config, Slot
-from fairway.core.errors import CheckpointError, Interrupted, TrainingError
-from fairway.core.log import Event, Listener
+from fairway.core.budget import Budget
+from fairway.core.errors import ConfigError, Interrupted, TrainingError
+from fairway.core.log import Event, Listener, silent
 from fairway.core.seed import derive
 from fairway.core.storage import Journal, fault_point
 from fairway.data.batches import Batch, Batches
-from fairway.loss.next_token import NextToken, NextTokenConfig, next_token
 from fairway.model.lm import LanguageModel
 from fairway.model.parts import after_step
-from fairway.optim.parts import OptimizerConfig, ScheduleConfig
-from fairway.train.average import Average, AverageConfig
-from fairway.train.checkpoint import CHECKPOINTS, latest_checkpoint, save_checkpoint
+from fairway.optim.parts import RateScale
+from fairway.train.average import Average
 from fairway.train.clock import Clock
+from fairway.train.distributed import ALONE, Team, beat
+from fairway.train.forward import Forward
+from fairway.train.guard import Guard
 from fairway.train.meter import Meter
-from fairway.train.numerics import PrecisionConfig, RecomputeConfig
-from fairway.train.parts import Hook, global_norm
-from fairway.train.validation import ValidationConfig
+from fairway.train.parallel import Layout, Pieces, Replicas
+from fairway.train.parts import Hook
+from fairway.train.profile import Stopwatch
+from fairway.train.saving import resume, save
+from fairway.train.settings import TrainConfig
+from fairway.train.warmup import warm_up
 
 
-class TrainConfig(Config):
-    """Every choice of training."""
+@dataclass(frozen=True)
+class Moment:
+    """What all ranks agree on before a step."""
 
-    batch: int = Field(default=16, ge=1)
-    """Sequences per optimizer step."""
-    micro_batch: int | None = Field(default=None, ge=1)
-    """Sequences per forward pass; smaller ones save memory. Default: the whole batch."""
-    optimizer: Annotated[OptimizerConfig, Slot("fairway.optim.optimizer", "muon")] = Field(
-        default="muon", validate_default=True
-    )
-    schedule: Annotated[ScheduleConfig, Slot("fairway.optim.schedule", "trapezoid")] = Field(
-        default="trapezoid", validate_default=True
-    )
-    precision: Annotated[PrecisionConfig, Slot("fairway.train.precision", "bf16")] = Field(
-        default="bf16", validate_default=True
-    )
-    recompute: Annotated[RecomputeConfig, Slot("fairway.train.recompute", "none")] = Field(
-        default="none", validate_default=True
-    )
-    loss: NextTokenConfig = NextTokenConfig()
-    validation: ValidationConfig = ValidationConfig()
-    average: AverageConfig = AverageConfig()
-    clip: float = Field(default=1.0, gt=0)
-    """Largest Euclidean norm of all gradients together."""
-    isolate_documents: bool = False
-    """Hide earlier documents of a sequence from later ones."""
-    compile: bool = False
-    """Compile the model; pays only in runs much longer than the minute it takes."""
-    checkpoint_every: Seconds = 60.0
-    """Seconds between checkpoints."""
-    patience: int = Field(default=20, ge=1)
-    """Steps in a row whose gradients may be infinite or NaN, and are skipped, before the run stops."""
+    progress: float
+    planned_steps: float
+    done: bool
+    save: bool
+    stop: bool
 
 
 class Loop:
@@ -83,136 +64,154 @@ class Loop:
         facts: dict[str, Any],
         meter: Meter,
         hooks: Sequence[Hook] = (),
+        team: Team = ALONE,
+        scales: Mapping[str, RateScale] | None = None,
     ) -> None:
+        """`scales`: muP's factors on the learning rates."""
         self.model, self.batches, self.config, self.hooks = model, batches, config, hooks
-        self.seed, self.folder, self.facts, self.meter = seed, folder, facts, meter
+        self.seed, self.folder, self.facts, self.meter, self.team = seed, folder, facts, meter, team
+        _require_shareable(config, model.config.context, hooks, team)
         config.recompute.apply(model)
         self.precision = config.precision.build(model, model.device)
-        self.optimizer = config.optimizer.build(model)
+        self.layout = _layout(model, config, scales, team)
+        self.optimizer = self.layout.optimizer
         self.precision.attach(self.optimizer)
-        self.average = Average(model, config.average)
-        self.clock = Clock(budget)
-        self.skipped = 0
-        self.forward = torch.compile(model) if config.compile else model
-        self._stop = False
+        self.average, self.guard = Average(model, config.average), Guard(config.guard)
+        self.clock, self.stopwatch = Clock(budget), Stopwatch()
+        self.skipped = self.tokens = 0
+        self.inner = Forward(self, config, hooks)
+        self.forward = self.layout.wrap(self.inner)
+        self.progress = 0.0
+        """Share of the run that was done when the step began, in [0, 1]; the same on every rank."""
+        self._stop, self._saved = False, 0.0
 
     @property
     def step(self) -> int:
         """Steps done."""
         return self.clock.step
 
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
-        return self.clock.progress
-
     def run(self, listener: Listener) -> dict[str, Tensor]:
         """Trains to the end of the budget, from the newest checkpoint if there is one; returns the weights to keep.
 
         Raises `Interrupted` after saving when the process is asked to stop, and `TrainingError` when training diverged.
         """
-        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with Journal(self.folder / "metrics.jsonl") as journal:
-                finished = self._resume(journal, listener)
-                return self.average.weights() if finished else self._run(journal, listener)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        listener = listener if self.team.first else silent
+        with self._stoppable():
+            checkpoint = resume(self, listener)
+            if checkpoint is None or not checkpoint.facts["finished"]:
+                warm_up(self)
+                with Journal(self.folder / "metrics.jsonl") if self.team.first else _nothing() as journal:
+                    if journal is not None:
+                        journal.keep(lambda record: record["step"] <= self.step)
+                    self._run(journal, listener)
+        return self.average.weights()
 
-    def _run(self, journal: Journal, listener: Listener) -> dict[str, Tensor]:
+    def _run(self, journal: Journal | None, listener: Listener) -> None:
         for hook in self.hooks:
             hook.start(self)
         self.model.train()
-        saved = self.clock.elapsed
-        while not self.clock.done:
-            figures = self._step()
-            journal.append(figures)
-            listener(Event("train", self.progress, figures))
-            if self._stop:
+        self._saved = self.clock.elapsed
+        while not (moment := self._agree()).done:
+            if moment.save or moment.stop:
                 self._save(journal)
+            if moment.stop:
                 raise Interrupted(f"Stopped after step {self.step}; run the same command again to go on from there.")
-            if self.clock.elapsed - saved >= self.config.checkpoint_every and not self.clock.done:
-                self._save(journal)
-                saved = self.clock.elapsed
+            figures = self._step(moment)
+            if journal is not None:
+                journal.append(figures)
+            listener(Event("train", self.clock.progress, figures))
+            self.stopwatch.step()
+            beat()
         for hook in self.hooks:
             hook.finish(self)
         self._save(journal, finished=True)
-        return self.average.weights()
 
-    def _step(self) -> dict[str, Any]:
-        progress = self.progress
-        torch.manual_seed(derive(self.seed, "step", self.step))
-        batch = self.batches.at(self.step, self.config.batch, self.model.config.context)
-        self.optimizer.zero_grad()
-        loss, statistics = self._gradients(batch, progress)
-        parameters = self.optimizer.parameters()
-        self.precision.unscale(parameters)
-        norm = float(global_norm(parameters))
+    def _agree(self) -> Moment:
+        """The clock of the first rank decides, and a request to stop any rank."""
+        clock, first = self.clock, float(self.team.first)
+        due = clock.elapsed - self._saved >= self.config.checkpoint_every
+        told = [clock.progress, clock.planned_steps(), float(clock.done), float(due)]
+        *agreed, stop = self.team.sum([*(first * value for value in told), float(self._stop)])
+        return Moment(agreed[0], agreed[1], bool(agreed[2]), bool(agreed[3]), bool(stop))
+
+    def _step(self, moment: Moment) -> dict[str, Any]:
+        self.progress = moment.progress
+        with self.stopwatch("data"):
+            batch, tokens = self.batch_at(moment.progress)
+        torch.manual_seed(derive(self.seed, "step", self.step, *([self.team.rank] if self.team.rank else [])))
+        loss, norm, statistics = self.accumulate(batch, moment.progress)
         finite = math.isfinite(norm) and math.isfinite(loss)
         self.precision.update(finite)
-        factor = self.config.schedule.factor(progress)
+        taken = finite and self.guard.accepts(loss, norm)
+        factor = self.config.schedule.factor(moment.progress)
         figures: dict[str, Any] = {"train/loss": loss, "lr": factor, "grad_norm": norm}
-        if finite:
-            self._update(parameters, norm, factor, progress, statistics)
-            for hook in self.hooks:
-                figures |= hook.stepped(self)
+        if taken:
+            self._update(norm, factor, moment, statistics)
+            with self.stopwatch("hooks"):
+                for hook in self.hooks:
+                    figures |= hook.stepped(self)
+                self.layout.settle()
         self._count_skip(finite)
         seconds = self.clock.tick()
-        tokens = batch.tokens_BT[:, 1:].numel()
+        self.tokens += tokens
         figures |= self.meter.figures(loss, tokens, seconds)
         timing = {"step": self.step, "elapsed": self.clock.elapsed, "step_seconds": seconds, "tokens": tokens}
         fault_point("loop.stepped")
         scalars = {name: float(value) for name, value in statistics.items() if value.numel() == 1}
-        return figures | scalars | timing | {"skipped": 0 if finite else 1}
+        return figures | scalars | timing | {"skipped": 0 if taken else 1}
 
-    def _gradients(self, batch: Batch, progress: float) -> tuple[float, dict[str, Tensor]]:
-        """Accumulates the gradients of a batch; returns its mean loss in nats per token and averaged statistics."""
+    def batch_at(self, progress: float) -> tuple[Batch, int]:
+        """This rank's rows of the next batch, and the tokens of the whole batch."""
+        rows, context = self.config.stages.shape(self.config.batch, self.model.config.context, progress)
+        mine = rows // self.team.world
+        first = -(-self.tokens // context) + self.team.rank * mine
+        return self.batches.rows(first, mine, context), rows * context
+
+    def accumulate(self, batch: Batch, progress: float) -> tuple[float, float, dict[str, Tensor]]:
+        """Fills in the gradients of a batch; returns its mean loss in nats per token, their norm, mean statistics."""
+        self.layout.zero_gradients()
         tokens_BT, starts_BT = batch.tokens_BT.to(self.model.device), batch.starts_BT.to(self.model.device)
-        size = self.config.micro_batch or len(tokens_BT)
-        total = tokens_BT[:, 1:].numel()
+        size, total = self.config.micro_batch or len(tokens_BT), tokens_BT[:, 1:].numel()
         nats, statistics = 0.0, {}
         for start in range(0, len(tokens_BT), size):
             part = Batch(tokens_BT[start : start + size], starts_BT[start : start + size])
+            with self.layout.accumulating(start + size >= len(tokens_BT)):
+                with self.stopwatch("forward"), self.precision.forward():
+                    loss, mean, figures = self.forward(part, progress, total)
+                with self.stopwatch("backward"):
+                    self.precision.scale(loss).backward()
             share = part.tokens_BT[:, 1:].numel() / total
-            starts = part.starts_BT[:, :-1] if self.config.isolate_documents else None
-            with self.precision.forward():
-                output = self.forward(part.tokens_BT[:, :-1], starts_BT=starts, progress=progress)
-                hidden_ND = output.hidden_BTD.flatten(0, 1)
-                target_N = part.tokens_BT[:, 1:].flatten()
-                main = self._next_token(hidden_ND, target_N, progress, 1.0 / total, part)
-                extra = output.aux.loss() * share
-                for hook in self.hooks:
-                    extra = extra + sum(hook.loss(self, part, output).values()) * share
-            self.precision.scale(main.loss + extra).backward()
-            nats += float(main.nats) * share
-            for name, value in output.aux.statistics.items():
+            nats += float(mean) * share
+            for name, value in figures.items():
                 statistics[name] = statistics.get(name, 0.0) + value.detach() * share
-        return nats, statistics
+        with self.stopwatch("norm"):
+            self.precision.unscale(self.layout.parameters.values())
+            norm = self.layout.norm()
+        nats, statistics = self._mean(nats, statistics)
+        return nats, norm, statistics
 
-    def _next_token(
-        self, hidden_ND: Tensor, target_N: Tensor, progress: float, weight: float, part: Batch
-    ) -> NextToken:
-        head, embedding = self.model.head, self.model.embedding
-        parameters = [*embedding.parameters(), *head.parameters()]
-        cap = head.config.softcap
-        logits = partial(head.uncapped, embedding=embedding, progress=progress)
-        own = math.prod(hook.next_token_weight(self) for hook in self.hooks)
-        terms = [term for hook in self.hooks if (term := hook.term(self, part)) is not None]
-        return next_token(logits, parameters, hidden_ND, target_N, self.config.loss, cap, weight, terms, own)
+    def _mean(self, nats: float, statistics: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """Loss and statistics over all ranks."""
+        if self.team.world == 1:
+            return nats, statistics
+        flat = torch.cat([torch.tensor([nats]).double(), *(value.double().cpu().flatten() for value in statistics.values())])
+        mean, *rest = torch.tensor(self.team.mean(flat.tolist()), dtype=torch.float64).split(
+            [1, *(value.numel() for value in statistics.values())]
+        )
+        pairs = zip(statistics.items(), rest, strict=True)
+        return float(mean), {name: new.view_as(old).to(old) for (name, old), new in pairs}
 
-    def _update(
-        self, parameters: list[torch.nn.Parameter], norm: float, factor: float, progress: float, statistics: dict
-    ) -> None:
+    def _update(self, norm: float, factor: float, moment: Moment, statistics: dict[str, Tensor]) -> None:
         if any([hook.gradients(self) for hook in self.hooks]):
             return
         if norm > self.config.clip:
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            torch._foreach_mul_(gradients, self.config.clip / norm)
-        self.optimizer.step(factor, progress)
+            torch._foreach_mul_(self.layout.gradients(), self.config.clip / norm)
+        with self.stopwatch("optimizer"):
+            self.layout.update(factor, moment.progress)
         self.precision.after_step()
         after_step(self.model, statistics)
-        self.average.update(progress, self.clock.planned_steps())
+        with self.stopwatch("average"):
+            self.average.update(moment.progress, moment.planned_steps)
 
     def _count_skip(self, finite: bool) -> None:
         self.skipped = 0 if finite else self.skipped + 1
@@ -222,45 +221,49 @@ class Loop:
                 "checkpoint is intact; a lower learning rate or train.precision.kind=fp32 would help."
             )
 
-    def _save(self, journal: Journal, *, finished: bool = False) -> None:
-        journal.sync()
-        groups = {
-            "model": self._tensors(),
-            "optimizer": self.optimizer.state(),
-            "average": self.average.state(),
-            "precision": self.precision.state(),
-            **{f"hook{index}": hook.state() for index, hook in enumerate(self.hooks)},
-        }
-        counts = {"elapsed": self.clock.elapsed, "skipped": self.skipped, "finished": finished}
-        save_checkpoint(self.folder / CHECKPOINTS, self.step, groups, {**self.facts, **counts})
+    def _save(self, journal: Journal | None, *, finished: bool = False) -> None:
+        if journal is not None:
+            journal.sync()
+        with self.stopwatch("save"):
+            save(self, finished=finished)
+        self._saved = self.clock.elapsed
 
-    def _resume(self, journal: Journal, listener: Listener) -> bool:
-        """Goes on from the newest checkpoint; returns whether it ended a finished run."""
-        checkpoint = latest_checkpoint(self.folder / CHECKPOINTS, listener)
-        if checkpoint is None:
-            journal.keep(lambda record: False)
-            return False
-        changed = {name: (checkpoint.facts.get(name), value) for name, value in self.facts.items()}
-        changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
-        if changed:
-            told = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changed.items())
-            raise CheckpointError(f"{checkpoint.path} belongs to another run: {told}. Use another run folder.")
-        with torch.no_grad():
-            for name, tensor in self._tensors().items():
-                tensor.copy_(checkpoint.groups["model"][name])
-        self.optimizer.load_state(checkpoint.groups["optimizer"])
-        self.average.load_state(checkpoint.groups["average"])
-        self.precision.load_state(checkpoint.groups["precision"])
-        for index, hook in enumerate(self.hooks):
-            hook.load_state(checkpoint.groups[f"hook{index}"])
-        self.skipped = int(checkpoint.facts["skipped"])
-        self.clock = Clock(self.clock.budget, step=checkpoint.step, elapsed=checkpoint.facts["elapsed"])
-        journal.keep(lambda record: record["step"] <= checkpoint.step)
-        listener(Event("train", self.progress, message=f"Going on from step {checkpoint.step}."))
-        return bool(checkpoint.facts["finished"])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """A signal asks the loop to stop after the step at hand."""
+        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _ask_to_stop(self, number: int, frame: object) -> None:  # noqa: ARG002
         self._stop = True
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+def _layout(
+    model: LanguageModel, config: TrainConfig, scales: Mapping[str, RateScale] | None, team: Team
+) -> Layout:
+    if team.world == 1:
+        return Layout(model, config.optimizer, scales)
+    if config.parallel == "fsdp":
+        return Pieces(model, config.optimizer, scales, team)
+    return Replicas(model, config.optimizer, scales, team, config.share_updates)
+
+
+def _require_shareable(config: TrainConfig, context: int, hooks: Sequence[Hook], team: Team) -> None:
+    """Raises `ConfigError` where several ranks cannot do what the recipe asks."""
+    uneven = [rows for rows, _ in config.stages.shapes(config.batch, context) if rows % team.world]
+    if uneven:
+        raise ConfigError(f"{team.world} ranks cannot share a batch of {uneven[0]} rows; a multiple of {team.world} would work.")
+    allowed = ("slices",) if config.parallel == "fsdp" else ("replicas", "slices")
+    barred = [type(hook).__name__ for hook in hooks if hook.ranks not in allowed]
+    if team.world > 1 and barred:
+        other = "train.parallel=ddp, or one rank," if config.parallel == "fsdp" else "one rank"
+        raise ConfigError(f"{barred[0]} does not work on {team.world} ranks with {config.parallel}; {other} would.")

@@ -4,7 +4,7 @@ A `Transform` changes the model before the loop (quantisation-aware training, ma
 pruning, teachers, evaluation while training). Neither is imported by the loop's own layer; the composition root joins them.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class Transform(Protocol):
 
 class Hook:
     """Sees the loop; every moment does nothing unless overridden."""
+
+    ranks: Literal["one", "replicas", "slices"] = "replicas"
+    """On how many ranks it works: one, many that each hold all weights, or also many that hold slices of them. On many it
+    sees its own rank's rows, the common gradients, and must come to the same decisions everywhere."""
 
     def start(self, loop: Trainee) -> None:
         """Before the first step, after a resume too."""

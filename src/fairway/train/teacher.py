@@ -7,13 +7,13 @@ seed, the step and the micro-batch alone. Shape key: B batch, T time, N tokens, 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fairway.core.budget import Seconds
+from fairway.core.budget import Budget, Seconds
 from fairway.core.config import Config, Slot
 from fairway.core.errors import ConfigError
 from fairway.core.seed import generator
@@ -25,7 +25,7 @@ from fairway.loss.transfer import DistillLossConfig, Lesson
 from fairway.model.lm import LanguageModel, ModelConfig, Output
 from fairway.train.loop import TrainConfig
 from fairway.train.parts import Hook, Trainee
-from fairway.train.teacher_cache import TeacherCache
+from fairway.train.teacher_cache import TeacherCache, fingerprint
 
 DISTILL = Slot("fairway.loss.distill", "soft")
 
@@ -35,7 +35,7 @@ class TeacherConfig(Config):
 
     path: str | None = None
     """A `.fwy` artifact or the folder of a run, with the student's own tokenizer; what follows is then not used."""
-    model: ModelConfig = ModelConfig(width=256)
+    model: ModelConfig = ModelConfig(width=288)
     train: TrainConfig = TrainConfig()
     seconds: Seconds = 180.0
     """Training time of the teacher."""
@@ -75,6 +75,23 @@ def require_same_tokens(teacher: Tokenizer, student: Tokenizer, where: str) -> N
     )
 
 
+def budget_without(
+    config: DistillConfig, budget: Budget, student: LanguageModel, teacher: LanguageModel, batch: int, seconds: float
+) -> Budget:
+    """What the student gets where it learns without its teacher: the seconds that training the teacher took, on top.
+
+    Where steps are the budget, the steps with the FLOPs of training the teacher and of asking it at every step.
+    """
+    if budget.steps is None:
+        return budget.model_copy(update={"seconds": budget.seconds + seconds})
+    context, chosen = student.config.context, config.teacher
+    asked = budget.steps * batch * context * teacher.flops(context)
+    steps = 0 if chosen.path is not None else chosen.steps or 0
+    trained = 3 * steps * chosen.train.batch * chosen.model.context * teacher.flops(chosen.model.context)
+    more = round((asked + trained) / (3 * batch * context * student.flops(context)))
+    return budget.model_copy(update={"steps": budget.steps + more})
+
+
 class Teaching(Hook):
     """Adds what a technique makes of the teacher to the student's loss."""
 
@@ -83,26 +100,35 @@ class Teaching(Hook):
         config: DistillConfig,
         student: LanguageModel,
         teacher: LanguageModel,
-        *,
+        train: TrainConfig,
         seed: int,
         boundary: int,
-        isolate_documents: bool = False,
-        cache: TeacherCache | None = None,
+        batches: dict[str, Any],
     ) -> None:
+        """`batches`: all that the text of a step's micro-batches depends on, which marks a cache of predictions."""
         if teacher.config.context < student.config.context:
             raise ConfigError(
                 f"The teacher was made for {teacher.config.context} tokens and the student sees {student.config.context}; "
                 f"model.context={teacher.config.context} or a teacher with a longer context would work."
             )
-        if isolate_documents and not teacher.config.isolates_documents():
+        if train.compile and config.loss.reads_layers():
+            raise ConfigError(f"distill.loss.kind={config.loss.kind} looks inside the models; train.compile=false would work.")
+        if train.isolate_documents and not teacher.config.isolates_documents():
             raise ConfigError("The teacher's mixers cannot hide earlier documents; train.isolate_documents=false would work.")
-        _check_cache(config)
-        self.config, self.cache, self.isolate = config, cache, isolate_documents
+        _check_cache(config, teacher.vocabulary)
+        self.config, self.isolate = config, train.isolate_documents
         self.teacher = teacher.eval().requires_grad_(False).to(student.device)
         self.seed, self.boundary = seed, boundary
         self.distiller = config.loss.build(student, self.teacher)
         learned = self.distiller.learned
+        alone = self.distiller.token_term is None or config.cache is not None
+        self.ranks = "one" if alone else "replicas"
         self.optimizer = torch.optim.AdamW(learned.parameters(), config.learning_rate) if learned is not None else None
+        self.cache = None
+        if config.cache is not None:
+            temperature = getattr(config.loss, "temperature", 1.0)
+            facts = {"teacher": fingerprint(teacher), "top_k": config.top_k, "temperature": temperature}
+            self.cache = TeacherCache(Path(config.cache), {**facts, **batches})
         self._step, self._part = -1, -1
         self._total, self._tokens = 0.0, 0
 
@@ -228,7 +254,7 @@ class _Stored:
         return Targets(self.whole.log_p_NM[span], self.whole.index_NK[span])
 
 
-def _check_cache(config: DistillConfig) -> None:
+def _check_cache(config: DistillConfig, vocabulary: int) -> None:
     if config.cache is None:
         return
     if not config.loss.reads_predictions():
@@ -236,27 +262,7 @@ def _check_cache(config: DistillConfig) -> None:
             f"distill.loss.kind={config.loss.kind} needs the teacher itself, so distill.cache cannot serve it; "
             "leave it out, or take soft, forward_kl, reverse_kl, js or skew_kl."
         )
-    if config.top_k is None:
-        raise ConfigError("distill.cache keeps the teacher's likeliest tokens; say how many, as in distill.top_k=32.")
-
-
-def cache_of(config: DistillConfig, teacher: LanguageModel, data: str, seed: int, batch: tuple[int, int]) -> TeacherCache | None:
-    """The cache that a config names, marked with all that its content depends on; `batch` is (rows, micro-batch)."""
-    if config.cache is None:
-        return None
-    _check_cache(config)
-    temperature = getattr(config.loss, "temperature", 1.0)
-    facts = {
-        "teacher": fingerprint(teacher),
-        "data": data,
-        "seed": seed,
-        "batch": list(batch),
-        "top_k": config.top_k,
-        "temperature": temperature,
-    }
-    return TeacherCache(Path(config.cache), facts)
-
-
-def fingerprint(model: LanguageModel) -> str:
-    """SHA-256 over a model's settings and weights."""
-    raise NotImplementedError
+    if config.top_k is None or config.top_k >= vocabulary:
+        raise ConfigError(
+            f"distill.cache keeps the teacher's likeliest tokens, fewer than all {vocabulary:,}; distill.top_k=32 would work."
+        )

@@ -18,6 +18,7 @@ from torch import Tensor
 from fairway.core.errors import ConfigError, StorageError
 from fairway.core.storage import read_json, write_bytes, write_json
 from fairway.loss.targets import Targets
+from fairway.model.lm import LanguageModel
 
 _HEADER = struct.Struct("<II32s")
 _DIGEST = 32
@@ -78,6 +79,14 @@ class TeacherCache:
 
     def _path(self, step: int, part: int) -> Path:
         return self.folder / f"{step // 1000:05d}" / f"step-{step:08d}-{part:03d}"
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """SHA-256 over a model's settings and weights."""
+    whole = hashlib.sha256(model.config.fingerprint().encode())
+    for name, weight in model.named_parameters():
+        whole.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def _digest(tokens_BT: Tensor) -> bytes:

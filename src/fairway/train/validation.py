@@ -26,6 +26,8 @@ class ValidationConfig(Config):
 class Validation(Hook):
     """Logs `val/bpb` at equal steps of progress."""
 
+    ranks = "slices"
+
     def __init__(self, manifest: Manifest, meter: Meter, context: int, config: ValidationConfig) -> None:
         self.meter, self.config = meter, config
         self.measured = 0
@@ -51,7 +53,7 @@ class Validation(Hook):
         self.measured = int(state["measured"])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def mean_nats(model: LanguageModel, windows_BT: Tensor) -> float:
     """Mean cross-entropy in nats per token over windows of consecutive tokens, (B, T + 1)."""
     training = model.training

@@ -5,8 +5,8 @@ decoding inverts it. The frequencies come from a short table in front. Duda 2009
 state machine is that of the `constriction` library.
 """
 
-import constriction
 import numpy as np
+from constriction import stream  # pyrefly: ignore[missing-module-attribute]
 
 from fairway.artifact.parts import Coder, CoderConfig, Integers, refuse_unless
 from fairway.artifact.table import Histogram, fit_table, joined, low_bytes, read_table, split
@@ -17,7 +17,7 @@ SOURCE = Source("Duda", 2009, "arXiv:0902.0271")
 
 _END = np.array([0xA5, 0xA5], np.int32)
 _BITS_OF_A_STATE = 40
-_OCTET = constriction.stream.model.Uniform(256)
+_OCTET = stream.model.Uniform(256)
 
 
 class Config(CoderConfig):
@@ -38,7 +38,7 @@ class Ans(Coder):
         places, low = split(symbols, table)
         words = b""
         if len(table.symbols) > 1:
-            stack = constriction.stream.stack.AnsCoder()
+            stack = stream.stack.AnsCoder()
             stack.encode_reverse(_END, _OCTET)
             stack.encode_reverse(places, _model(table.probabilities()))
             words = stack.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
@@ -62,7 +62,7 @@ def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
     refuse_unless(not words.endswith(b"\0"), "A coded stream ends in an empty byte.")
     padded = np.frombuffer(words + bytes(-len(words) % 4), "<u4").astype(np.uint32)
     try:
-        stack = constriction.stream.stack.AnsCoder(padded)
+        stack = stream.stack.AnsCoder(padded)
         places = stack.decode(_model(probabilities), count)
         whole = np.array_equal(stack.decode(_OCTET, 2), _END) and stack.is_empty()
     except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -73,5 +73,5 @@ def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
     return places
 
 
-def _model(probabilities: np.ndarray) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(probabilities.astype(np.float32), perfect=False, lazy=False)
+def _model(probabilities: np.ndarray) -> stream.model.Categorical:
+    return stream.model.Categorical(probabilities.astype(np.float32), perfect=False, lazy=False)

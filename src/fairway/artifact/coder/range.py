@@ -5,8 +5,8 @@ that no longer change are written out. The frequencies come from a short table i
 `constriction` library.
 """
 
-import constriction
 import numpy as np
+from constriction import stream  # pyrefly: ignore[missing-module-attribute]
 
 from fairway.artifact.parts import Coder, CoderConfig, Integers, refuse_unless
 from fairway.artifact.table import Histogram, fit_table, joined, low_bytes, read_table, split
@@ -17,7 +17,7 @@ SOURCE = Source("Martin", 1979, "Video & Data Recording Conference, Southampton"
 
 _END = np.array([0xA5, 0xA5], np.int32)
 _BITS_OF_A_STATE = 40
-_OCTET = constriction.stream.model.Uniform(256)
+_OCTET = stream.model.Uniform(256)
 
 
 class Config(CoderConfig):
@@ -38,7 +38,7 @@ class Range(Coder):
         places, low = split(symbols, table)
         words = b""
         if len(table.symbols) > 1:
-            queue = constriction.stream.queue.RangeEncoder()
+            queue = stream.queue.RangeEncoder()
             queue.encode(places, _model(table.probabilities()))
             queue.encode(_END, _OCTET)
             words = queue.get_compressed().astype("<u4").tobytes()
@@ -61,7 +61,7 @@ class Range(Coder):
 def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
     refuse_unless(len(words) % 4 == 0, "A coded stream is not made of whole words.")
     try:
-        queue = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        queue = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
         places = queue.decode(_model(probabilities), count)
         whole = np.array_equal(queue.decode(_OCTET, 2), _END) and queue.maybe_exhausted()
     except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -72,5 +72,5 @@ def _decoded(words: bytes, probabilities: np.ndarray, count: int) -> Integers:
     return places
 
 
-def _model(probabilities: np.ndarray) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(probabilities.astype(np.float32), perfect=False, lazy=False)
+def _model(probabilities: np.ndarray) -> stream.model.Categorical:
+    return stream.model.Categorical(probabilities.astype(np.float32), perfect=False, lazy=False)

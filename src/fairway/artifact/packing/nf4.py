@@ -1,7 +1,8 @@
 """Sixteen levels that suit Gaussian weights, times the largest magnitude of each group.
 
-`w = absmax_g level[code]`, groups of neighbouring weights in reading order; the levels are the quantiles of a normal distribution
-scaled to [-1, 1] with an exact zero. absmax lies on a logarithmic grid. Dettmers et al. 2023.
+`w = absmax_g level[code]`, groups of neighbouring weights in reading order; the levels are the quantiles of
+a normal distribution scaled to [-1, 1] with an exact zero. absmax lies on a logarithmic grid. Dettmers et
+al. 2023.
 """
 
 from collections.abc import Mapping
@@ -72,7 +73,9 @@ def pack(codes: Integers, exponents: np.ndarray, shape: tuple[int, ...], group: 
 
 
 def nearest_exponents(scales: np.ndarray) -> np.ndarray:
-    """Exponents of the scales on the grid nearest to the given ones; zeros get those of the smallest scale there is."""
+    """Exponents of the scales on the grid nearest to the given ones; zeros get those of the smallest scale
+    there is.
+    """
     scales = np.asarray(scales, np.float64)
     known = scales[scales > 0]
     filled = np.where(scales > 0, scales, known.min() if known.size else 1.0)

@@ -49,7 +49,9 @@ class Raw(Packing):
 
 
 def pack(tensor: Tensor, form: Format) -> Packed:
-    """A tensor in one of `FORMATS`, rounded to nearest; values beyond the format's range become its largest."""
+    """A tensor in one of `FORMATS`, rounded to nearest; values beyond the format's range become its
+    largest.
+    """
     kind = _TYPES[form]
     limit = torch.finfo(kind).max
     rounded = tensor.detach().cpu().float().clamp(-limit, limit).to(kind).contiguous()

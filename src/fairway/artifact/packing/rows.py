@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.artifact.parts import Integers, Packed, Packing, PackingConfig, exact_settings, refuse_unless, rows_of, within
+from fairway.artifact.parts import (
+    Integers,
+    Packed,
+    Packing,
+    PackingConfig,
+    exact_settings,
+    refuse_unless,
+    rows_of,
+    within,
+)
 from fairway.core.config import Source
 
 SOURCE = Source("Parameter Golf contributors", 2026, "https://github.com/openai/parameter-golf")
@@ -59,7 +68,9 @@ def pack(
     resolution: int = RESOLUTION,
     group: int = 0,
 ) -> Packed:
-    """Codes with steps `2^(exponent / resolution)`: one exponent per row, or per `group` neighbouring columns of each."""
+    """Codes with steps `2^(exponent / resolution)`: one exponent per row, or per `group` neighbouring
+    columns of each.
+    """
     base = int(np.median(exponents)) if exponents.size else 0
     arrays = {"steps": (exponents - base).astype(np.int32), "codes": codes.reshape(-1).astype(np.int32)}
     return Packed("rows", shape, arrays, {"base": base, "group": group, "resolution": resolution})
@@ -73,9 +84,7 @@ def nearest_exponents(steps: np.ndarray[Any, Any], resolution: int = RESOLUTION)
     return np.clip(exponents, -limit, limit).astype(np.int64)
 
 
-def steps_of(
-    exponents: np.ndarray[Any, Any], resolution: int = RESOLUTION
-) -> np.ndarray[Any, np.dtype[np.float32]]:
+def steps_of(exponents: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The steps that exponents stand for, in float32."""
     octave, part = np.divmod(exponents, resolution)
     mantissas = np.array([2.0 ** (index / resolution) for index in range(resolution)], np.float32)

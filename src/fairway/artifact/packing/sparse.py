@@ -1,8 +1,9 @@
 """Only the weights that are not zero: distances between them, and places in a table of shared weights.
 
-Weights are read row by row. An entry is the number of zeros skipped since the last entry, below `2^bits`, and a code; where more zeros follow
-one another, a filler entry of value zero stands after every `2^bits - 1` of them. Code 0 is zero; code c stands for
-`2^exponent centroids[c - 1]`. Han et al. 2016 (relative indices).
+Weights are read row by row. An entry is the number of zeros skipped since the last entry, below `2^bits`,
+and a code; where more zeros follow one another, a filler entry of value zero stands after every `2^bits -
+1` of them. Code 0 is zero; code c stands for `2^exponent centroids[c - 1]`. Han et al. 2016 (relative
+indices).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,9 @@ class Config(PackingConfig):
 
 
 class Sparse(Packing):
-    """Arrays `gaps`, `codes` (both one per entry) and `centroids`; settings `bits`, `count`, `entries`, `exponent`."""
+    """Arrays `gaps`, `codes` (both one per entry) and `centroids`; settings `bits`, `count`, `entries`,
+    `exponent`.
+    """
 
     def plan(self, shape: tuple[int, ...], settings: Mapping[str, int]) -> dict[str, int]:
         bounds = {"bits": (1, 16), "count": (0, LARGEST), "entries": (0, prod(shape)), "exponent": _EXPONENT}
@@ -64,7 +67,9 @@ def pack(codes: Integers, bits: Integers, exponent: int, shape: tuple[int, ...],
 
 
 def with_fillers(places: np.ndarray, index_bits: int) -> np.ndarray:
-    """Rising places and those of the fillers between them, so that no distance needs more than `index_bits` bits."""
+    """Rising places and those of the fillers between them, so that no distance needs more than `index_bits`
+    bits.
+    """
     reach = 1 << index_bits
     gaps = np.diff(places, prepend=-1) - 1
     fillers = gaps // reach

@@ -1,7 +1,7 @@
 """Every technique that a recipe can name, found through the annotations of the recipe's own fields."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from fairway.artifact.parts import PACKINGS
 from fairway.core.config import Config, Slot
@@ -46,5 +46,6 @@ def _below(config: type[Config], path: str, seen: set[str]) -> Iterator[tuple[st
                 yield here, slot
                 for technique in dict.fromkeys(entry.config for entry in slot.techniques()):
                     yield from _below(technique, here, seen)
-        if not held and isinstance(found.annotation, type) and issubclass(found.annotation, Config):
-            yield from _below(found.annotation, here, seen)
+        for inner in () if held else (found.annotation, *get_args(found.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Config):
+                yield from _below(inner, here, seen)

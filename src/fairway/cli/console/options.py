@@ -25,6 +25,15 @@ TimeDial = Annotated[
 Folder = Annotated[
     Path | None, Parameter(name=["--folder", "-o"], help="Where the run lives; `runs/<name>` if not given.")
 ]
+AllowChanges = Annotated[
+    bool,
+    Parameter(
+        name="--allow-changes",
+        negative="",
+        show_default=False,
+        help="Go on in a folder though recipe, text, code, torch or threads changed; `changes.jsonl` there records what.",
+    ),
+]
 Json = Annotated[
     bool, Parameter(name="--json", negative="", show_default=False, help="End with one line of JSON on stdout.")
 ]

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from fairway.cli.console.target import artifact_path, open_folder
+from fairway.core.budget import parse_bytes
 from fairway.core.config import override
 from fairway.core.device import use_threads
 from fairway.core.errors import ConfigError
-from fairway.core.log import Listener
+from fairway.core.log import Listener, silent
 from fairway.data.files import find_files, opened
-from fairway.evaluate.bpb import EvaluateConfig, evaluate
+from fairway.evaluate.bpb import EvaluateConfig, evaluate, sample
 from fairway.serve.load import load
 
 
@@ -29,6 +30,22 @@ def score_run(folder: str, settings: Sequence[str], listener: Listener) -> dict[
     if settings:
         raise ConfigError("A run is scored by its own recipe; settings go with --text.")
     return open_folder(folder).evaluate(listener)
+
+
+def documents_for(target: str, paths: Sequence[Path], most: str) -> list[bytes]:
+    """Text to measure on: the files named, else the validation text of a run; nothing for a file alone.
+
+    A sample of whole documents of at most `most` (`200kB`) together, one at least.
+    """
+    try:
+        limit = parse_bytes(most)
+    except ValueError as error:
+        raise ConfigError(f"--sample: {error}.") from None
+    if paths:
+        return sample(_whole_files(paths), limit)
+    if Path(target).is_dir():
+        return sample(open_folder(target).prepare(silent).validation_documents(), limit)
+    return []
 
 
 def _whole_files(paths: Sequence[Path]) -> list[bytes]:

@@ -1,6 +1,6 @@
 """From what was typed to a recipe or a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fairway.cli.console.ending import can_resume_by
@@ -15,13 +15,18 @@ ARTIFACT = "model.fwy"
 
 def chosen_recipe(target: str, overrides: Sequence[str], size: str | None = None, time: str | None = None) -> Recipe:
     """The recipe that the arguments describe; a dial for bytes or time sizes the model too."""
-    path, assignments = _split(target, overrides)
-    dials = [("budget.bytes", "--bytes", size, parse_bytes), ("budget.seconds", "--time", time, parse_seconds)]
-    budget = [f"{name}={_quantity(option, text, parse)}" for name, option, text, parse in dials if text is not None]
-    recipe = load_recipe(path, [*assignments, *budget])
-    if not budget:
+    path, assignments = split_target(target, overrides)
+    recipe = budgeted(path, assignments, size, time)
+    if size is None and time is None:
         return recipe
     return fit_to_budget(recipe, fixed=[assignment.partition("=")[0].strip() for assignment in assignments])
+
+
+def budgeted(path: Path | None, assignments: Sequence[str], size: str | None, time: str | None) -> Recipe:
+    """The recipe with what the dials say as its budget; the model stays as it is."""
+    dials = [("budget.bytes", "--bytes", size, parse_bytes), ("budget.seconds", "--time", time, parse_seconds)]
+    budget = [f"{name}={_quantity(option, text, parse)}" for name, option, text, parse in dials if text is not None]
+    return load_recipe(path, [*assignments, *budget])
 
 
 def open_run(
@@ -30,6 +35,8 @@ def open_run(
     size: str | None = None,
     time: str | None = None,
     folder: Path | None = None,
+    *,
+    allow_changes: bool = False,
 ) -> Run:
     """A new run of a recipe, or the run of a folder to go on with."""
     if target and Path(target).is_dir():
@@ -38,12 +45,14 @@ def open_run(
                 f"{target} is a run with a recipe of its own; to change it, start from {target}/recipe.yaml "
                 "in another --folder."
             )
-        return open_folder(target)
+        run = open_folder(target)
+        run.allow_changes = allow_changes
+        return run
     recipe = chosen_recipe(target, overrides, size, time)
     vocabulary = known_vocabulary(recipe)
     if vocabulary is not None:
         require_room(recipe, vocabulary)
-    run = Run.create(recipe, folder or RUNS / recipe.name)
+    run = Run.create(recipe, folder or RUNS / recipe.name, allow_changes=allow_changes)
     can_resume_by(f"fairway run {run.folder}")
     return run
 
@@ -62,15 +71,14 @@ def artifact_path(target: str) -> Path:
     return path / ARTIFACT if path.is_dir() else path
 
 
-def _split(target: str, overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
+def split_target(target: str, overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The recipe's path, and the assignments; a first argument with `=` that is no file is an assignment."""
     if target and "=" in target and not Path(target).exists():
         return None, [target, *overrides]
     return Path(target) if target else None, list(overrides)
 
 
-def _quantity(option: str, text: str, parse: object) -> object:
-    assert callable(parse)
+def _quantity(option: str, text: str, parse: Callable[[str], float]) -> float:
     try:
         return parse(text)
     except ValueError as error:

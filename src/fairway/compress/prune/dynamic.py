@@ -1,9 +1,10 @@
 """Trains sparse from the start.
 
-`static` keeps a random mask. `set` and `rigl` change it every `every` steps until `end` of the run: in each layer
-`1/2 share (1 + cos(pi progress / end))` of the active weights, those of least magnitude, are dropped and as many grown: at random for `set`, where
-the dense gradient of that step is largest for `rigl`, whose change takes the place of the step's weight update. New weights start at
-zero without momentum; a weight dropped and grown at once keeps its value. Mocanu et al. 2018, Evci et al. 2020.
+`static` keeps a random mask. `set` and `rigl` change it every `every` steps until `end` of the run: in each
+layer `1/2 share (1 + cos(pi progress / end))` of the active weights, those of least magnitude, are dropped
+and as many grown: at random for `set`, where the dense gradient of that step is largest for `rigl`, whose
+change takes the place of the step's weight update. New weights start at zero without momentum; a weight
+dropped and grown at once keeps its value. Mocanu et al. 2018, Evci et al. 2020.
 """
 
 import torch
@@ -74,7 +75,9 @@ class Dynamic(Masked):
     def stepped(self, loop: Trainee) -> dict[str, float]:
         if self.config.kind == "set" and self._due(loop):
             random = {name: generator(self.seed, "grow", loop.step, name) for name in self.masks}
-            self._change(loop, {name: torch.rand(mask.shape, generator=random[name]) for name, mask in self.masks.items()})
+            self._change(
+                loop, {name: torch.rand(mask.shape, generator=random[name]) for name, mask in self.masks.items()}
+            )
         return self.density()
 
     def _due(self, loop: Trainee) -> bool:

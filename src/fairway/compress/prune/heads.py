@@ -1,9 +1,10 @@
 """Removes whole attention heads by the gradient of the loss at a gate on each.
 
-`I_h = E|dL / dxi_h|` at gates xi = 1 on the heads' outputs before the output map, one gradient per sequence, the absolute value inside the mean;
-importances are divided by their Euclidean norm in each layer. A removed head loses its columns of the output map, its rows of
-the query map, and, once all heads of its group are gone, the group's rows of the key and value maps. Michel et al. 2019.
-Shape key: H heads, K head width, D width.
+`I_h = E|dL / dxi_h|` at gates xi = 1 on the heads' outputs before the output map, one gradient per
+sequence, the absolute value inside the mean; importances are divided by their Euclidean norm in each layer.
+A removed head loses its columns of the output map, its rows of the query map, and, once all heads of its
+group are gone, the group's rows of the key and value maps. Michel et al. 2019. Shape key: H heads, K head
+width, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.compress.curvature import sequence_losses
-from fairway.compress.masks import apply, keep_highest
+from fairway.compress.masks import apply, count_of, keep_highest
 from fairway.compress.parts import Pruned, Pruner, PrunerConfig
 from fairway.core.config import Source
 from fairway.core.errors import ConfigError
@@ -48,7 +49,7 @@ class Heads(Pruner):
             raise ConfigError("Head pruning needs gradients on text, but no calibration text was given to it.")
         scores = importance(model, layers, calibration)
         joined = torch.cat([score_H / score_H.norm().clamp_min(1e-30) for score_H in scores.values()])
-        kept = keep_highest(joined, int(self.config.sparsity * len(joined)))
+        kept = keep_highest(joined, count_of(self.config.sparsity, len(joined)))
         pieces = kept.split([len(score_H) for score_H in scores.values()])
         masks: dict[str, Tensor] = {}
         for (name, layer), kept_H in zip(layers.items(), pieces, strict=True):
@@ -56,9 +57,7 @@ class Heads(Pruner):
         return Pruned(model, apply(model, masks))
 
 
-def importance(
-    model: LanguageModel, layers: dict[str, Attention], calibration: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def importance(model: LanguageModel, layers: dict[str, Attention], calibration: Sequence[Tensor]) -> dict[str, Tensor]:
     """`E|dL / dxi_h|` for every head of every layer."""
     model.eval()
     gates = {name: torch.ones(layer.config.heads, requires_grad=True) for name, layer in layers.items()}

@@ -1,8 +1,8 @@
 """Prunes by magnitude in rounds while the model trains on.
 
-After R rounds a share `sparsity` is gone. `geometric`: each round removes the same share of what is left, `(1 - p)^R = 1 - sparsity` (Han et al. 2015).
-`cubic`: `s_t = sparsity (1 - (1 - t)^3)`, t from `start` to `end` of the run (Zhu & Gupta 2017). Masks only shrink, and optimizers keep
-removed weights at zero.
+After R rounds a share `sparsity` is gone. `geometric`: each round removes the same share of what is left,
+`(1 - p)^R = 1 - sparsity` (Han et al. 2015). `cubic`: `s_t = sparsity (1 - (1 - t)^3)`, t from `start` to
+`end` of the run (Zhu & Gupta 2017). Masks only shrink, and optimizers keep removed weights at zero.
 """
 
 import math

@@ -1,8 +1,9 @@
 """Lottery tickets: train, prune by magnitude, set the survivors back to early weights, train again.
 
-The run is cut into `rounds + 1` equal parts. Each part but the last ends by removing the same share of what is left, and setting every parameter back to
-its value at `rewind` of the first part (0: initialisation); the optimizer starts afresh. Schedule and data go on inside the one run; `find_tickets`
-below repeats whole runs and so resets them too. Controls: survivors initialised anew, or as many at random. Frankle & Carbin
+The run is cut into `rounds + 1` equal parts. Each part but the last ends by removing the same share of what
+is left, and setting every parameter back to its value at `rewind` of the first part (0: initialisation);
+the optimizer starts afresh. Schedule and data go on inside the one run; `find_tickets` below repeats whole
+runs and so resets them too. Controls: survivors initialised anew, or as many at random. Frankle & Carbin
 2019; rewinding: Frankle et al. 2020 (arXiv:1912.05671).
 """
 
@@ -124,9 +125,10 @@ def find_tickets(
 ) -> list[Round]:
     """Whole trainings: the dense one, then one for each round of pruning.
 
-    `train(weights, masks)` trains a fresh copy (optimizer, schedule and data order anew) and returns the final weights and those to rewind to; with
-    no rewinding these are what it was given. `prune` names the weights that may go. Masks only shrink, and survivors restart bit
-    for bit from the weights of the first training.
+    `train(weights, masks)` trains a fresh copy (optimizer, schedule and data order anew) and returns the
+    final weights and those to rewind to; with no rewinding these are what it was given. `prune` names the
+    weights that may go. Masks only shrink, and survivors restart bit for bit from the weights of the first
+    training.
     """
     masks = {name: torch.ones_like(initial[name]) for name in prune}
     end, early = train(dict(initial), dict(masks))
@@ -161,5 +163,7 @@ def interpolated(first: Mapping[str, Tensor], second: Mapping[str, Tensor], shar
 
 
 def error_barrier(errors: Sequence[float]) -> float:
-    """Highest error along a line between two networks, above the mean of its ends; below 2 % they count as connected."""
+    """Highest error along a line between two networks, above the mean of its ends; below 2 % they count as
+    connected.
+    """
     return max(errors) - (errors[0] + errors[-1]) / 2

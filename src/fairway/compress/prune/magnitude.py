@@ -1,7 +1,8 @@
 """Removes the weights of least magnitude.
 
-`score = |w|`; the lowest share of each layer, each row or the whole model goes, or all but n of every m inputs. With `random` the scores
-are random numbers instead: the control that any saliency must beat. Han et al. 2015. Shape key: R rows, C columns.
+`score = |w|`; the lowest share of each layer, each row or the whole model goes, or all but n of every m
+inputs. With `random` the scores are random numbers instead: the control that any saliency must beat. Han et
+al. 2015. Shape key: R rows, C columns.
 """
 
 from collections.abc import Sequence

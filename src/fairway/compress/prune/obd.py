@@ -1,8 +1,9 @@
 """Removes the weights whose removal should raise the loss least, by a diagonal Hessian.
 
-`saliency = 1/2 H_qq w_q^2`. H_qq: `fisher` (squared gradients of each sequence's loss), `gauss_newton` (the same with labels drawn from the
-model, per sequence), or `hutchinson` (random probes of the exact Hessian; negative curvature counts as zero). With `linear` the first-order term
-`-g_q w_q` is added. LeCun et al. 1990. Shape key: R rows, C columns.
+`saliency = 1/2 H_qq w_q^2`. H_qq: `fisher` (squared gradients of each sequence's loss), `gauss_newton` (the
+same with labels drawn from the model, per sequence), or `hutchinson` (random probes of the exact Hessian;
+negative curvature counts as zero). With `linear` the first-order term `-g_q w_q` is added. LeCun et al.
+1990. Shape key: R rows, C columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,10 @@ class BrainDamage(Pruner):
         model.requires_grad_(True).eval()
         named = dict(model.named_parameters())
         parameters = {name: named[name] for name in prunable(model)}
-        scores = {name: 0.5 * diagonal * parameters[name].detach().square() for name, diagonal in self.diagonal(model, calibration, parameters).items()}
+        scores = {
+            name: 0.5 * diagonal * parameters[name].detach().square()
+            for name, diagonal in self.diagonal(model, calibration, parameters).items()
+        }
         if self.config.linear:
             gradients = torch.autograd.grad(mean_loss(model, calibration), list(parameters.values()))
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
@@ -68,7 +72,9 @@ class BrainDamage(Pruner):
         """The estimated diagonal, never negative."""
         config = self.config
         if config.curvature == "hutchinson":
-            found = hutchinson_diagonal(lambda: mean_loss(model, calibration), parameters, config.probes, config.seed, 0.01)
+            found = hutchinson_diagonal(
+                lambda: mean_loss(model, calibration), parameters, config.probes, config.seed, 0.01
+            )
             return {name: value.clamp_min(0) for name, value in found.items()}
         sampled = config.curvature == "gauss_newton"
         return fisher_diagonal(sequence_losses(model, calibration, sampled=sampled, seed=config.seed), parameters)

@@ -1,9 +1,10 @@
 """Removes weights one by one, each time correcting all others by the full inverse Hessian.
 
-For every output row, with `H = 2 X X^T / n` of its layer: remove the q of least `w_q^2 / (2 [H^-1]_qq)`, add `-(w_q / [H^-1]_qq) H^-1 e_q` to the row, and
-take q out of the inverse, `H^-1 -= H^-1 e_q e_q^T H^-1 / [H^-1]_qq`. On a quadratic loss the result is the least-squares refit on the
-surviving inputs. Hassibi & Stork 1993; layer by layer: Frantar & Alistarh 2022. Costs C^3 for each row: for small layers.
-Shape key: R rows (outputs), C columns (inputs).
+For every output row, with `H = 2 X X^T / n` of its layer: remove the q of least `w_q^2 / (2 [H^-1]_qq)`,
+add `-(w_q / [H^-1]_qq) H^-1 e_q` to the row, and take q out of the inverse, `H^-1 -= H^-1 e_q e_q^T H^-1 /
+[H^-1]_qq`. On a quadratic loss the result is the least-squares refit on the surviving inputs. Hassibi &
+Stork 1993; layer by layer: Frantar & Alistarh 2022. Costs C^3 for each row: for small layers. Shape key: R
+rows (outputs), C columns (inputs).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fairway.compress.calibrate import sequentially
-from fairway.compress.masks import SparsityConfig, apply, prunable
+from fairway.compress.masks import SparsityConfig, apply, count_of, prunable
 from fairway.compress.parts import Pruned, Pruner, Statistics
 from fairway.compress.solve import damped
 from fairway.core.config import Source
@@ -52,7 +53,7 @@ class BrainSurgeon(Pruner):
             if name not in weights:
                 return None
             hessian_CC = damped(statistics.hessian_CC, self.config.damping)
-            count = int(self.config.sparsity * len(hessian_CC))
+            count = count_of(self.config.sparsity, len(hessian_CC))
             weight_RC, masks[name] = remove(weights[name], hessian_CC, count)
             return weight_RC
 

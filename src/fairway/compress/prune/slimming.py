@@ -1,8 +1,10 @@
-"""Network slimming: a penalty pulls the gains of norms to zero, and the inputs behind the smallest gains are removed.
+"""Network slimming: a penalty pulls the gains of norms to zero, and the inputs behind the smallest gains
+are removed.
 
-Training adds `penalty sum |gain|` (subgradient `penalty sign(gain)`); afterwards the gains below a global percentile become exactly zero (a
-penalty alone never gets there), and with them the columns of linear maps that see nothing but zeros on calibration text. A shift beside the
-gain still passes, so such inputs are not dead and stay. Liu et al. 2017. Shape key: D width.
+Training adds `penalty sum |gain|` (subgradient `penalty sign(gain)`); afterwards the gains below a global
+percentile become exactly zero (a penalty alone never gets there), and with them the columns of linear maps
+that see nothing but zeros on calibration text. A shift beside the gain still passes, so such inputs are not
+dead and stay. Liu et al. 2017. Shape key: D width.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.compress.calibrate import gather
-from fairway.compress.masks import apply, keep_highest, prunable
+from fairway.compress.masks import apply, count_of, keep_highest, prunable
 from fairway.compress.parts import Pruned, Pruner, PrunerConfig
 from fairway.core.config import Source
 from fairway.core.errors import ConfigError
@@ -62,8 +64,10 @@ class Slimming(Pruner):
         found = gains(model)
         with torch.no_grad():
             sizes = torch.cat([(gain + offset).abs() for gain, offset in found.values()])
-            kept = keep_highest(sizes, int(self.config.sparsity * len(sizes)))
-            for (gain, offset), kept_D in zip(found.values(), kept.split([len(g) for g, _ in found.values()]), strict=True):
+            kept = keep_highest(sizes, count_of(self.config.sparsity, len(sizes)))
+            for (gain, offset), kept_D in zip(
+                found.values(), kept.split([len(g) for g, _ in found.values()]), strict=True
+            ):
                 gain.copy_(torch.where(kept_D, gain, torch.tensor(-offset)))
         weights = prunable(model)
         masks = {

@@ -1,8 +1,9 @@
 """Removes weights column by column and lets the later inputs of each layer make up for them.
 
-The loop of `compress/solve.py`: in every block of columns the least `w^2 / U_ii^2` go, all rows compared together (or all but n of every m
-inputs, chosen on weights updated so far), and each removal is passed on to the right by the inverse Hessian. Layer after layer,
-each behind the pruned ones before it. Frantar & Alistarh 2023. Shape key: R rows (outputs), C columns (inputs).
+The loop of `compress/solve.py`: in every block of columns the least `w^2 / U_ii^2` go, all rows compared
+together (or all but n of every m inputs, chosen on weights updated so far), and each removal is passed on
+to the right by the inverse Hessian. Layer after layer, each behind the pruned ones before it. Frantar &
+Alistarh 2023. Shape key: R rows (outputs), C columns (inputs).
 """
 
 from collections.abc import Sequence

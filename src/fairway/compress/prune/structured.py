@@ -1,10 +1,11 @@
 """Removes whole hidden neurons of feed-forwards, or whole blocks, and builds the smaller model.
 
-Neuron j of a hidden layer scores `||W_out[:, j]|| sqrt(sum h_j^2)`, what it adds to the output on calibration text; a gated pair counts as one
-neuron. The same number goes from every layer, and the output map of those that stay is refitted to the outputs before:
-`W' = W H[:, S] H[S, S]^-1`, H the second moments of the hidden values. Blocks are removed one by one, each time the one without
-which the loss on the text is least. Li et al. 2017 (whole filters); Ma et al. 2023 (coupled structures of language models).
-Shape key: R outputs, F hidden width, S neurons that stay.
+Neuron j of a hidden layer scores `||W_out[:, j]|| sqrt(sum h_j^2)`, what it adds to the output on
+calibration text; a gated pair counts as one neuron. The same number goes from every layer, and the output
+map of those that stay is refitted to the outputs before: `W' = W H[:, S] H[S, S]^-1`, H the second moments
+of the hidden values. Blocks are removed one by one, each time the one without which the loss on the text is
+least. Li et al. 2017 (whole filters); Ma et al. 2023 (coupled structures of language models). Shape key: R
+outputs, F hidden width, S neurons that stay.
 """
 
 import copy
@@ -54,7 +55,9 @@ class Structured(Pruner):
 
     def prune(self, model: LanguageModel, calibration: Sequence[Tensor], listener: Listener = silent) -> Pruned:
         if not calibration:
-            raise ConfigError("Structured pruning weighs neurons by what they do on text, but no calibration text was given to it.")
+            raise ConfigError(
+                "Structured pruning weighs neurons by what they do on text, but no calibration text was given to it."
+            )
         with torch.no_grad():
             if self.config.unit == "blocks":
                 return Pruned(without_blocks(model, self.config.sparsity, calibration, listener))
@@ -83,7 +86,9 @@ def feed_forwards(model: LanguageModel) -> dict[str, Gated | Ungated]:
     """Every plain feed-forward by name; raises `ConfigError` where there is none."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, (Gated, Ungated))}
     if not found:
-        raise ConfigError(f'model.ffn.kind={model.config.ffn.kind} has no neurons that this can remove; relu2 or swiglu would work.')
+        raise ConfigError(
+            f"model.ffn.kind={model.config.ffn.kind} has no neurons that this can remove; relu2 or swiglu would work."
+        )
     return found
 
 
@@ -119,7 +124,9 @@ def without_blocks(
 ) -> LanguageModel:
     """The model without that share of its blocks (rounded; at least one stays)."""
     if not isinstance(model.depth, Plain):
-        raise ConfigError(f"model.depth.kind={model.config.depth.kind} shares or joins blocks; only plain ones can be removed.")
+        raise ConfigError(
+            f"model.depth.kind={model.config.depth.kind} shares or joins blocks; only plain ones can be removed."
+        )
     if len(model.config.mixer) > 1:
         raise ConfigError("Blocks of a model with several mixers cannot be removed: their order would change.")
     blocks = list(model.depth.blocks)

@@ -1,6 +1,7 @@
 """Removes the weights that a first-order expansion says matter least.
 
-`taylor`: `score = E|g w|`, the absolute value inside the mean over sequences (Molchanov et al. 2017). Shape key: R rows, C columns.
+`taylor`: `score = E|g w|`, the absolute value inside the mean over sequences (Molchanov et al. 2017). Shape
+key: R rows, C columns.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,9 @@ class Taylor(Pruner):
         parameters = {name: named[name] for name in prunable(model)}
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for loss in sequence_losses(model, calibration, sampled=False):
-            gradients = torch.autograd.grad(loss(), list(parameters.values()), materialize_grads=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss(), list(parameters.values()), materialize_grads=True, allow_unused=True
+            )
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                 total[name] += (gradient * parameter.detach()).abs()
         rows = {name: score.reshape(-1, score.shape[-1]) for name, score in total.items()}

@@ -1,8 +1,9 @@
 """Removes, for every output, the weights of least magnitude times input norm.
 
-`score_ij = |W_ij| ||X_j||_2`, compared inside each output row, layer after layer so that each sees the pruned ones before it; the
-weights that stay are not changed. Within a row its order is that of diagonal OBD, `1/2 H_jj w^2` with `H = 2 X X^T / n`.
-Sun et al. 2023. Shape key: R rows (outputs), C columns (inputs).
+`score_ij = |W_ij| ||X_j||_2`, compared inside each output row, layer after layer so that each sees the
+pruned ones before it; the weights that stay are not changed. Within a row its order is that of diagonal
+OBD, `1/2 H_jj w^2` with `H = 2 X X^T / n`. Sun et al. 2023. Shape key: R rows (outputs), C columns
+(inputs).
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """The sign of each weight times a scale for each row or group.
 
-`q = sign(w)`, `s = mean|w|`, the best scale for signs (Rastegari et al. 2016). The strength sets how many weights share a scale: a row's
-columns are halved into groups while finer scales are asked for; past the coarsest, signs of the smallest weights give way to the
-row's majority so that fewer bits are needed. Removed weights stay zero. Shape key: R rows, C columns.
+`q = sign(w)`, `s = mean|w|`, the best scale for signs (Rastegari et al. 2016). The strength sets how many
+weights share a scale: a row's columns are halved into groups while finer scales are asked for; past the
+coarsest, signs of the smallest weights give way to the row's majority so that fewer bits are needed.
+Removed weights stay zero. Shape key: R rows, C columns.
 """
 
 import numpy as np

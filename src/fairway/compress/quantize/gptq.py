@@ -1,8 +1,10 @@
-"""Rounding with error feedback: each input's rounding error is made up for by the inputs still to be rounded.
+"""Rounding with error feedback: each input's rounding error is made up for by the inputs still to be
+rounded.
 
-The column loop of `compress/solve.py` without a mask: `e = (w_i - round(w_i)) / U_ii`, later columns take `-e U_i,later`. Inputs with
-the largest second moment go first if `order` is set. Weights without statistics (embeddings, heads, maps that the calibration text
-never reached) are rounded to nearest. Frantar et al. 2022. Shape key: R rows, C columns.
+The column loop of `compress/solve.py` without a mask: `e = (w_i - round(w_i)) / U_ii`, later columns take
+`-e U_i,later`. Inputs with the largest second moment go first if `order` is set. Weights without statistics
+(embeddings, heads, maps that the calibration text never reached) are rounded to nearest. Frantar et al.
+2022. Shape key: R rows, C columns.
 """
 
 from typing import ClassVar

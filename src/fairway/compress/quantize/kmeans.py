@@ -1,8 +1,9 @@
 """Weights share the centres of one-dimensional k-means, one table for each parameter.
 
-`w ~ c[code]`; removed weights keep the value zero and a code of their own. The strength sets a price for bits: each weight takes the centre
-that is cheapest in error and code length together (at a price of zero, plain k-means). Packed densely, or as distances between
-survivors with fillers, as in Deep Compression. Han et al. 2016. Shape key: R rows, C columns.
+`w ~ c[code]`; removed weights keep the value zero and a code of their own. The strength sets a price for
+bits: each weight takes the centre that is cheapest in error and code length together (at a price of zero,
+plain k-means). Packed densely, or as distances between survivors with fillers, as in Deep Compression. Han
+et al. 2016. Shape key: R rows, C columns.
 """
 
 from typing import Literal
@@ -65,7 +66,9 @@ class KMeans(Quantizer):
 
 
 def _without_the_worthless(codes: np.ndarray, weight: np.ndarray, levels: Levels, cost: float) -> np.ndarray:
-    """Codes with 0 for those survivors that, zeroed, cost less in error than their code and place cost in bits."""
+    """Codes with 0 for those survivors that, zeroed, cost less in error than their code and place cost in
+    bits.
+    """
     saved = np.square(weight) - np.square(weight - np.concatenate(([0.0], levels.values))[codes])
     for _ in range(4):
         share = np.clip(np.mean(codes != 0), 1e-6, 1 - 1e-6)

@@ -1,7 +1,8 @@
 """Sixteen levels at the quantiles of a normal distribution, times the largest magnitude of each group.
 
-`code = nearest level of w / absmax_g`. Where the cap asks for fewer than four bits, each weight takes the level that is cheapest in error and
-code length together. Dettmers et al. 2023 (QLoRA). Shape key: R rows, C columns.
+`code = nearest level of w / absmax_g`. Where the cap asks for fewer than four bits, each weight takes the
+level that is cheapest in error and code length together. Dettmers et al. 2023 (QLoRA). Shape key: R rows, C
+columns.
 """
 
 import numpy as np

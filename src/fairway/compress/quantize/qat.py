@@ -1,8 +1,9 @@
 """Trains with the rounding that the artifact will apply, from a late moment of the run on.
 
-Every use of a linear map sees `round(w / step) step`, steps as in rounding to nearest at `strength`; the gradient passes straight through to w
-(Bengio et al. 2013). A step in which no map was used so is an error, so the rounding cannot silently be inactive, as it would be in
-a graph compiled before it began. Jacob et al. 2018. Shape key: R rows, C columns.
+Every use of a linear map sees `round(w / step) step`, steps as in rounding to nearest at `strength`; the
+gradient passes straight through to w (Bengio et al. 2013). A step in which no map was used so is an error,
+so the rounding cannot silently be inactive, as it would be in a graph compiled before it began. Jacob et
+al. 2018. Shape key: R rows, C columns.
 """
 
 import torch
@@ -18,7 +19,6 @@ from fairway.core.errors import TrainingError
 from fairway.model.linear import Linear
 from fairway.train.parts import Hook, Trainee
 
-
 SOURCE = Source("Jacob et al.", 2018, "arXiv:1712.05877")
 
 
@@ -30,7 +30,9 @@ class Config(QuantizerConfig):
     start: float = Field(default=0.8, ge=0, lt=1)
     """Progress from which on training rounds."""
     strength: float = Field(default=-0.5, ge=-8, le=2)
-    """Logarithm to base 2 of the step in training, relative to the weights' deviation; near what the artifact will need."""
+    """Logarithm to base 2 of the step in training, relative to the weights' deviation; near what the
+    artifact will need.
+    """
 
     def build(self) -> Quantizer:
         return RowRounding(self.row_power)
@@ -57,7 +59,8 @@ class Rounded(Hook):
     def stepped(self, loop: Trainee) -> dict[str, float]:
         if self._active and not self.uses:
             raise TrainingError(
-                "Quantisation-aware training is on, but no linear map was rounded in the last step; train.compile=false would help."
+                "Quantisation-aware training is on, but no linear map was rounded in the last step; "
+                "train.compile=false would help."
             )
         figures = {"qat/uses": float(self.uses)}
         self.uses = 0

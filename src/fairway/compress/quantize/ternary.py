@@ -1,7 +1,8 @@
 """Minus one, zero or one times a scale for each row.
 
-Start: `s = mean|w|`, `q = clip(round(w / s), -1, 1)` (Ma et al. 2024). The strength sets a price for bits: a weight stays only where the error that it
-saves is worth its code; then `s = sum|w| over survivors / their number`, the best scale for the choice. Shape key: R rows, C columns.
+Start: `s = mean|w|`, `q = clip(round(w / s), -1, 1)` (Ma et al. 2024). The strength sets a price for bits:
+a weight stays only where the error that it saves is worth its code; then `s = sum|w| over survivors / their
+number`, the best scale for the choice. Shape key: R rows, C columns.
 """
 
 import torch

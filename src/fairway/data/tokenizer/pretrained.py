@@ -1,10 +1,9 @@
-"""A `tokenizer.json` made elsewhere, byte-level ones lossless for any bytes, others counted where they lose
-text.
+"""A `tokenizer.json` made elsewhere; byte-level ones are lossless for any bytes.
 
 The `tokenizers` library cuts the text as the file says. Text that spells a special token is encoded like any
-other text. Bytes that are not UTF-8 become the pieces of single bytes where the file has all 256. The
-boundary is a special token of the file (`<|document|>`, `<|endoftext|>`, `<s>`, ...), or one more id where it
-has none of them.
+other text. Bytes that are not UTF-8 become the pieces of single bytes where the file has all 256. Documents that
+a file of another sort loses something of are counted, and refused unless `accept_loss` is set. The boundary is a
+special token of the file (`<|document|>`, `<|endoftext|>`, `<s>`, ...), or one more id where it has none of them.
 """
 
 import json

@@ -6,7 +6,8 @@ u sum to one (Graves 2016); `ut` the running `a = u h + (1 - u) a` of the publis
 et al. 2019), whose weights do not. A token still running at the last step gives what is left. Loss: `ponder *
 mean(N + R)`, with gradient through R alone. Every token passes through all steps, since later tokens attend to its
 states; halting weighs them and, with `frozen`, stops them from changing, but saves no FLOPs. State is separate for
-each step. Shape key: B batch, T time, D width."""
+each step. Shape key: B batch, T time, D width.
+"""
 
 from typing import Literal
 

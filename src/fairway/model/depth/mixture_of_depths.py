@@ -4,7 +4,8 @@
 (block(X_S)_i - x_i)` for i in S; other tokens pass by. That choice sees the whole sequence. Outside training a
 token is chosen by itself alone: if its r is positive, r being trained by a cross-entropy to be so for the C
 largest, or if a small network reading x without gradient says so. Inside the block a token keeps its original
-position; its state holds chosen tokens only. Raposo et al. 2024. Shape key: B batch, T time, D width, C chosen."""
+position; its state holds chosen tokens only. Raposo et al. 2024. Shape key: B batch, T time, D width, C chosen.
+"""
 
 from typing import Literal
 

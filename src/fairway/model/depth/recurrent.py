@@ -1,9 +1,10 @@
 """A group of blocks applied several times, between blocks applied once (looped or recurrent depth).
 
 `h_0 = prelude(x)`, `h_(t+1) = h_t + g_t .* (core(inject(h_t + e_t, h_0)) - h_t)`, output `coda(h_n)`: e_t tells the
-loop, by a sinusoid or learned; g_t is a learned gain per feature, 1 at first; injection adds a learned share of
-h_0, 0 at first, or mixes h_t and h_0 by a linear map that begins as h_t. State is separate for each loop. Dehghani
-et al. 2019; injection after Geiping et al. 2025 (arXiv:2502.05171). Shape key: B batch, T time, D width, L loops.
+loop, by a sinusoid times a learned scalar, 0 at first, or learned itself; g_t is a learned gain per feature, 1 at
+first; injection adds a learned share of h_0, 0 at first, or mixes h_t and h_0 by a linear map that begins as h_t.
+State is separate for each loop. Dehghani et al. 2019; injection after Geiping et al. 2025 (arXiv:2502.05171). Shape
+key: B batch, T time, D width, L loops.
 """
 
 from typing import Literal

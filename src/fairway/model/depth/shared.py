@@ -3,7 +3,8 @@
 `x_(l+1) = f_theta(x_l)`; the gradient of theta is the sum over its applications, and FLOPs are those of separate
 layers. With G groups, consecutive layers of a group share; each group may hold `inner` blocks in turn. Norms and
 scales of the residual branches are shared with the weights or kept by layer. State is separate for each
-application. Lan et al. 2020. Shape key: B batch, T time, D width."""
+application. Lan et al. 2020. Shape key: B batch, T time, D width.
+"""
 
 from typing import Literal
 

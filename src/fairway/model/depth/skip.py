@@ -3,7 +3,8 @@
 The outputs of the first half are remembered and added, last first, to the inputs of the second half: `x = x + w .*
 skip`, w one weight per feature, 1 at first. Before every layer `x = a .* x + b .* x_0`, a and b per feature, 1 and
 0 at first, x_0 the embedded input. As in the baseline of OpenAI's Parameter Golf challenge; skips after Ronneberger
-et al. 2015. Shape key: B batch, T time, D width, L layers, H skips."""
+et al. 2015. Shape key: B batch, T time, D width, L layers, H skips.
+"""
 
 import torch
 from pydantic import Field, model_validator

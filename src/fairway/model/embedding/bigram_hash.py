@@ -3,7 +3,8 @@
 `x_t = base(t) + s R[h_t] P`, `h_t = ((36313 token_t) xor (27191 token_(t-1))) mod (N - 1)`, the last of N rows for
 the first token of a document. R begins at zero, P does not; s is a learned scalar that begins at 0.05. It carries
 the last token along. From the records of OpenAI's Parameter Golf challenge. Shape key: B batch, T time, D width, E
-inner width, N rows."""
+inner width, N rows.
+"""
 
 from typing import Annotated
 

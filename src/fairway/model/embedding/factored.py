@@ -2,7 +2,8 @@
 
 `x_t = A[token_t] B`, A of shape (V, E), B of shape (E, D): E (V + D) parameters in the place of V D. A tied head
 reads `A (B h)` from both, or `A g(h)` from the table alone, g a linear map D -> E, GELU and a norm of its own. Lan
-et al. 2020. Shape key: B batch, T time, D width, E inner width, V vocabulary."""
+et al. 2020. Shape key: B batch, T time, D width, E inner width, V vocabulary.
+"""
 
 from typing import Literal
 

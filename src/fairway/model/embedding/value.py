@@ -2,7 +2,8 @@
 
 `v_t = x_t W_v + U[token_t]`, U of shape (V, E) and zero at first, E the features of the values. The input itself
 comes from another embedding. After the value residual of Zhou et al. 2024 and the records of the modded-nanogpt
-speed run. Shape key: B batch, T time, D width, E value features, V vocabulary."""
+speed run. Shape key: B batch, T time, D width, E value features, V vocabulary.
+"""
 
 from typing import Annotated
 

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fairway.core.config import Source
-from fairway.model.activation import ACTIVATIONS, Activation
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_AUX, NO_CONTEXT, Aux, Context, Ffn, FfnConfig, Site, State
+from fairway.ops.gate.naive import Point
+from fairway.ops.gate.native import gate
 
 KINDS = ("glu", "bilinear", "reglu", "geglu", "swiglu")
 SUMMARIES = {
@@ -26,12 +27,12 @@ SUMMARIES = {
 }
 SOURCE = Source("Shazeer", 2020, "arXiv:2002.05202")
 
-_GATES: dict[str, Activation | None] = {
-    "glu": ACTIVATIONS["sigmoid"],
-    "bilinear": None,
-    "reglu": ACTIVATIONS["relu"],
-    "geglu": ACTIVATIONS["gelu"],
-    "swiglu": ACTIVATIONS["silu"],
+_POINTS: dict[str, Point] = {
+    "glu": "sigmoid",
+    "bilinear": "identity",
+    "reglu": "relu",
+    "geglu": "gelu",
+    "swiglu": "silu",
 }
 
 
@@ -59,7 +60,7 @@ class Gated(Ffn):
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
         hidden = max(8, 8 * round(config.ratio * width * 2 / 3 / 8))
-        self.gate = ACTIVATIONS["gelu_tanh"] if config.form == "tanh" else _GATES[config.kind]
+        self.point: Point = "gelu_tanh" if config.form == "tanh" else _POINTS[config.kind]
         self.input = Linear(width, 2 * hidden, pieces=(hidden, hidden))
         self.output = Linear(hidden, width, gain=0.0)
 
@@ -69,6 +70,4 @@ class Gated(Ffn):
         state: State | None = None,  # noqa: ARG002
         context: Context = NO_CONTEXT,  # noqa: ARG002
     ) -> tuple[Tensor, State, Aux]:
-        gate_BTF, value_BTF = self.input(x_BTD).chunk(2, dim=-1)
-        gate_BTF = gate_BTF if self.gate is None else self.gate(gate_BTF)
-        return self.output(gate_BTF * value_BTF), (), NO_AUX
+        return self.output(gate(self.input(x_BTD), self.point)), (), NO_AUX

@@ -6,7 +6,8 @@
 Router in float32. Without a capacity nothing is dropped; a capacity acts in training alone, so that outside it no
 token depends on others. Losses and figures are in `fairway.model.routing`; the balancing bias is moved after each
 step by `rate * sign(mean load - load)` (Wang et al. 2024, arXiv:2408.15664). Shape key: B batch, T time, D width, N
-tokens, E experts, F hidden width, A assignments."""
+tokens, E experts, F hidden width, A assignments.
+"""
 
 import math
 from typing import Literal
@@ -245,7 +246,8 @@ def upcycle(experts: MixtureOfExperts, input_JD: Tensor, output_DF: Tensor) -> N
     `input_JD` and `output_DF` are the weights of the dense feed-forward's two maps (for gated ones, the gate
     first). Experts cut by `fine` get slices of the hidden features in turn, so that `fine` of them make the dense
     one. With `renormalise` and uncut experts the mixture computes exactly what the dense feed-forward did
-    (Komatsuzaki et al. 2023, arXiv:2212.05055). Raises `ConfigError` where the shapes do not fit."""
+    (Komatsuzaki et al. 2023, arXiv:2212.05055). Raises `ConfigError` where the shapes do not fit.
+    """
     halves = 2 if experts.config.gated else 1
     hidden, cuts = experts.hidden, experts.config.fine
     if tuple(output_DF.shape) != (experts.width, cuts * hidden) or len(input_JD) != halves * cuts * hidden:

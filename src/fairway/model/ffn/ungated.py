@@ -1,7 +1,8 @@
 """Two linear maps around a point function.
 
 `y = g(x W_in) W_out` without biases; g is ReLU, GELU (exact or by tanh), SiLU, the squared ReLU (So et al. 2021),
-or the squared leaky ReLU with slope 1/2. Shape key: B batch, T time, D width."""
+or the squared leaky ReLU with slope 1/2. Shape key: B batch, T time, D width.
+"""
 
 from typing import Literal
 

@@ -5,7 +5,8 @@ al. 2023), q and k normalised per head with a learned gain on q (Henry et al. 20
 cap, and, if `exclusive`, the part of y along the token's own value removed. Its state is the keys and values seen
 (the latest of them under a window), how many tokens were seen, at which of them the document began, and the
 positions of the keys where these are kept before rotation. Shape key: B batch, T time, D width, H heads, G key
-groups, S keys seen, K head width."""
+groups, S keys seen, K head width.
+"""
 
 import torch
 from pydantic import Field, model_validator

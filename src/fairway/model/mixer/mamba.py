@@ -17,7 +17,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.conv.chunk import causal_conv
-from fairway.ops.selective_scan.chunk import selective_scan
+from fairway.ops.selective_scan.fastest import selective_scan
 from fairway.ops.selective_scan.naive import Discretisation
 from fairway.ops.timescale import initial_step_bias
 

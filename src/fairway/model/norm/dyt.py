@@ -5,12 +5,12 @@ alpha 0.8 before attention and 0.2 elsewhere at 7B; smaller models want more. Th
 Zhu et al. 2025. Shape key: D width.
 """
 
-import torch
 from torch import Tensor
 
 from fairway.core.config import Source
 from fairway.model.parts import Norm
 from fairway.model.squash import Squash, SquashConfig
+from fairway.ops.squash.native import squash
 
 SOURCE = Source("Zhu et al.", 2025, "arXiv:2503.10622")
 
@@ -25,5 +25,5 @@ class Config(SquashConfig):
 class DynamicTanh(Squash):
     """`forward(x_...D) -> y_...D`."""
 
-    def squash(self, u: Tensor) -> Tensor:
-        return torch.tanh(u)
+    def forward(self, x: Tensor) -> Tensor:
+        return squash(x, self.alpha, self.shift, self.gain_D, self.bias_D, "tanh")

@@ -2,7 +2,8 @@
 
 For a length L' beyond the trained L, `base' = base * (factor L' / L - (factor - 1))^(d / (d - 2))`. The base
 changes, so keys are cached as they were before rotation. L' is that of the query, `position + 1` rounded up to a
-multiple of `step`: then the outputs do not depend on where a sequence is cut. Described in Peng et al. 2023."""
+multiple of `step`: then the outputs do not depend on where a sequence is cut. Described in Peng et al. 2023.
+"""
 
 import math
 

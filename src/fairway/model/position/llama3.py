@@ -1,7 +1,8 @@
 """The scaling of Llama 3.1: slow pairs are interpolated, fast ones kept, those between blended by wavelength.
 
 Wavelengths `2 pi / theta` above `L / low` are stretched by the factor, below `L / high` kept; between, `theta' = (1
-- g) theta / s + g theta` with `g = (L theta / (2 pi) - low) / (high - low)`. Grattafiori et al. 2024."""
+- g) theta / s + g theta` with `g = (L theta / (2 pi) - low) / (high - low)`. Grattafiori et al. 2024.
+"""
 
 import math
 

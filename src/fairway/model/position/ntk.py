@@ -1,7 +1,8 @@
 """Rotary positions with a larger base: fast pairs keep their speed, the slowest is slowed by the whole factor.
 
 `base' = base * factor^(d / (d - 2))` over d rotated features. Known as NTK-aware scaling; described in Peng et al.
-2023."""
+2023.
+"""
 
 from fairway.core.config import Source
 from fairway.model.parts import Position

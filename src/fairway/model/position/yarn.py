@@ -4,7 +4,8 @@
 turns over the trained length, `r_i = L theta_i / (2 pi)`. With `ramp: index`, gamma falls linearly in the pair's
 index between the pairs that make beta and alpha turns, rounded outwards if `truncate`. Cosine and sine of queries
 and keys are both multiplied by `0.1 ln s + 1`, so scores by its square. Peng et al. 2023; the second ramp is that
-of its published code."""
+of its published code.
+"""
 
 import math
 from typing import Literal

@@ -1,7 +1,8 @@
 """Experts by their definition: every expert sees every token, and gates that are zero leave it out.
 
 `y_t = sum_e g_te f_e(x_t)`, f_e a feed-forward with the weights of expert e: `f(x) = (a(x W) .* x V) O` if gated,
-`a(x W) O` otherwise. Shape key: N tokens, D width, E experts, F hidden width."""
+`a(x W) O` otherwise. Shape key: N tokens, D width, E experts, F hidden width.
+"""
 
 from collections.abc import Callable
 

@@ -56,8 +56,8 @@ def _backward(
     dx, upstream, width, shares = torch.empty_like(x), upstream.contiguous(), x.shape[-1], torch.get_num_threads()
     inner_S2, gain_SD, bias_SD = torch.zeros(shares, 2), torch.zeros(shares, width), torch.zeros(shares, width)
     kernel("squash_backward")(
-        pointer(upstream), pointer(x), pointer(gain), pointer(dx), pointer(inner_S2), pointer(gain_SD), pointer(bias_SD),
-        c_long(shares), *_description(x, alpha, shift, error_function),
+        pointer(upstream), pointer(x), pointer(gain), pointer(dx), pointer(inner_S2), pointer(gain_SD),
+        pointer(bias_SD), c_long(shares), *_description(x, alpha, shift, error_function),
     )  # fmt: skip
     return dx, inner_S2.sum(0), gain_SD.sum(0), bias_SD.sum(0)
 

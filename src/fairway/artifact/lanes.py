@@ -1,0 +1,93 @@
+"""Interleaved asymmetric numeral systems: many coders side by side share one stream of 16-bit words: the definition.
+
+Symbol i belongs to lane i mod L. A lane's state x lies in [2^16, 2^32). Decoding takes the place s whose span
+[c_s, c_s + f_s) holds `x mod 2^p`, sets `x = f_s floor(x / 2^p) + x mod 2^p - c_s`, and below 2^16 takes in the next word:
+`x = 2^16 x + word`; lanes take words in their order. Encoding is the inverse from the last symbol to the first, so it ends
+with the states that decoding begins with; decoding ends with every state at 2^16 and no word left. Duda 2009
+(arXiv:0902.0271), Giesen 2014 (arXiv:1402.3392).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fairway.artifact.parts import Integers, refuse_unless
+
+FIRST_STATE = 1 << 16
+MOST_LANES = 64
+SYMBOLS_OF_A_LANE = 4096
+
+Words = np.ndarray[Any, np.dtype[np.uint16]]
+States = np.ndarray[Any, np.dtype[np.uint32]]
+Spans = np.ndarray[Any, np.dtype[np.uint32]]
+
+
+def lane_count(count: int) -> int:
+    """Lanes for a number of symbols: a power of two up to 64, so that the states stay a small part of the stream."""
+    return min(MOST_LANES, 1 << max(0, (count // SYMBOLS_OF_A_LANE).bit_length() - 1))
+
+
+def spans(weights: list[int], bits: int) -> Spans:
+    """Whole numbers of at least 1 that sum to `2^bits`, in proportion to the weights: largest remainders.
+
+    Computed from integers, so the same on every machine.
+    """
+    total, whole = sum(weights), 1 << bits
+    assert len(weights) <= whole
+    shares = [max(1, weight * whole // total) for weight in weights]
+    missing = whole - sum(shares)
+    order = sorted(range(len(weights)), key=lambda place: (-(weights[place] * whole % total), place))
+    for place in order[: max(0, missing)]:
+        shares[place] += 1
+    while missing < 0:
+        place = max(range(len(shares)), key=lambda place: (shares[place], -place))
+        taken = min(-missing, max(1, shares[place] // 64), shares[place] - 1)
+        shares[place] -= taken
+        missing += taken
+    return np.array(shares, np.uint32)
+
+
+def encode(places: Integers, span_S: Spans, bits: int) -> tuple[States, Words]:
+    """The states that decoding begins with, and the words in the order that decoding takes them."""
+    lanes = lane_count(len(places))
+    frequency, start = span_S.astype(np.uint64), _starts(span_S).astype(np.uint64)
+    state = np.full(lanes, FIRST_STATE, np.uint64)
+    found: list[Words] = []
+    for first in range((max(1, len(places)) - 1) // lanes * lanes, -1, -lanes):
+        place = places[first : first + lanes]
+        x, f = state[: len(place)], frequency[place]
+        full = x >= f << np.uint64(32 - bits)
+        found.append((x[full] & np.uint64(0xFFFF)).astype(np.uint16))
+        x = np.where(full, x >> np.uint64(16), x)
+        state[: len(place)] = (x // f << np.uint64(bits)) + x % f + start[place]
+    return state.astype(np.uint32), np.concatenate(found[::-1]) if found else np.zeros(0, np.uint16)
+
+
+def decode(words: Words, state: States, count: int, span_S: Spans, bits: int) -> Integers:
+    """The places that were encoded; raises `ArtifactError` where words and states do not fit `count` symbols."""
+    lanes = len(state)
+    frequency, start = span_S.astype(np.uint64), _starts(span_S).astype(np.uint64)
+    holder = np.repeat(np.arange(len(span_S), dtype=np.int32), span_S)
+    x, taken = state.astype(np.uint64), 0
+    places = np.zeros(count, np.int32)
+    for first in range(0, count, lanes):
+        active = x[: count - first]
+        slot = active & np.uint64((1 << bits) - 1)
+        place = holder[slot.astype(np.int64)]
+        places[first : first + lanes] = place
+        active = frequency[place] * (active >> np.uint64(bits)) + slot - start[place]
+        short = np.flatnonzero(active < FIRST_STATE)
+        refuse_unless(taken + len(short) <= len(words), ENDS_EARLY)
+        active[short] = active[short] << np.uint64(16) | words[taken : taken + len(short)]
+        taken += len(short)
+        x[: count - first] = active
+    refuse_unless(taken == len(words) and bool((x == FIRST_STATE).all()), NOT_ITS_OWN)
+    return places
+
+
+def _starts(span_S: Spans) -> Spans:
+    return (np.cumsum(span_S, dtype=np.uint64) - span_S).astype(np.uint32)
+
+
+ENDS_EARLY = "A coded stream ends before its last symbol."
+NOT_ITS_OWN = "A coded stream holds more or less than its symbols."

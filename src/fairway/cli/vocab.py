@@ -1,0 +1,69 @@
+"""`fairway vocab`: the size of vocabulary that suits a text and a budget."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fairway.cli.console.options import Json, Overrides, RecipePath
+
+GROUP = "Making a model"
+
+
+def vocab(
+    recipe: RecipePath = "",
+    /,
+    *overrides: Overrides,
+    text: Annotated[str | None, Parameter(help="A file or folder of text; the recipe's own data if not given.")] = None,
+    size: Annotated[str | None, Parameter(name="--bytes", help="Largest artifact (`500kB`, `1MB`).")] = None,
+    time: Annotated[str | None, Parameter(name="--time", help="Training time that sizes are predicted for.")] = None,
+    train: Annotated[
+        str | None, Parameter(name="--train", help="Train and score every size for this long (`30s`).")
+    ] = None,
+    sizes: Annotated[tuple[int, ...], Parameter(help="Sizes to compare; may be given several times.")] = (),
+    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where data, runs and the plot go.")] = Path(
+        "runs/vocab"
+    ),
+    json: Json = False,
+) -> None:
+    """Compare sizes of a byte-pair vocabulary at equal bytes and seconds, and name the best one.
+
+    Example: `fairway vocab --text notes/ --bytes 1MB --train 30s`
+    """
+    from fairway.cli.console import output
+    from fairway.cli.console.progress import progress
+    from fairway.cli.console.target import budgeted, split_target
+    from fairway.core.storage import write_text
+    from fairway.vocab import SIZES, plot, search
+
+    path, assignments = split_target(recipe, overrides)
+    source = [] if text is None else ["data.source.kind=text", f"data.source.path={text}"]
+    base = budgeted(path, [*source, *assignments], size, train or time)
+    fixed = [assignment.partition("=")[0].strip() for assignment in assignments]
+    with progress() as listener:
+        found = search(base, folder, listener, sizes or SIZES, measure=train is not None, fixed=fixed)
+    drawing = folder / "vocabulary.svg"
+    write_text(drawing, plot(found))
+    if json:
+        output.print_json({**found.plain(), "plot": drawing})
+        return
+    columns = ("ids", "tokens/byte", "model", "table bytes", "artifact", "MFLOP/byte", "MB seen", "predicted", "measured")
+    rows = [
+        (
+            row.vocabulary,
+            row.tokens_per_byte,
+            f"{row.width} x {row.layers}",
+            row.embedding_bytes,
+            row.artifact_bytes,
+            row.flops_per_byte / 1e6,
+            row.bytes_seen / 1e6,
+            row.predicted,
+            row.measured,
+        )
+        for row in found.rows
+    ]
+    output.print_table("Vocabularies at equal bytes and seconds", columns, rows)
+    for left, reason in found.left_out.items():
+        print(f"{left:,} ids are left out: {reason}")
+    how = "predicted" if found.best.measured is None else "measured"
+    print(f"Take data.tokenizer.vocabulary={found.best.vocabulary}: the fewest bits per byte {how}. Plot: {drawing}")

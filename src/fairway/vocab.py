@@ -1,0 +1,208 @@
+"""Which size of vocabulary suits a text, a cap of bytes and a time: byte-pair encodings from 256 pieces to many, side by side.
+
+Byte-pair encoding is trained once, at the largest size; its first merges are the smaller ones. Each size gets the model that
+`fairway plan` would choose for the budget, so that all of them fill the same bytes and the same seconds. A larger vocabulary
+shows more text in the same time and leaves fewer bytes to the layers.
+
+The prediction is `E + A (N / 1e6)^-0.34 + B (D / 1e6)^-0.28` bits per byte, N the parameters outside the token table and D the bytes
+of text seen; exponents of Hoffmann et al. 2022 (arXiv:2203.15556), constants of short runs on Python source. It orders sizes
+roughly; `measure` trains and scores each of them.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from math import log2, prod
+from pathlib import Path
+from typing import Any
+
+from fairway.compress.predict import finer, gaussian_bits, is_quantized, parameters, predict_strength
+from fairway.core.errors import BudgetError, ConfigError
+from fairway.core.log import Event, Listener
+from fairway.core.storage import MANIFEST
+from fairway.data.manifest import DataConfig, Manifest, prepare
+from fairway.data.tokenizer import bpe
+from fairway.data.words import FIRST_PIECE
+from fairway.model.parts import Role
+from fairway.plan import estimate, fit_to_budget
+from fairway.report.chart import Line, lines
+from fairway.run import Recipe, Run
+
+SIZES = (FIRST_PIECE, 512, 1024, 2048, 4096, 8192, 16384)
+"""The first is the bytes and the boundary alone."""
+
+FLOOR, OF_PARAMETERS, OF_TEXT = 0.6, 0.35, 1.4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size of vocabulary, and the model that fills the budget with it."""
+
+    vocabulary: int
+    tokens_per_byte: float
+    """On validation text."""
+    width: int
+    layers: int
+    parameters: int
+    embedding_parameters: int
+    embedding_bytes: int
+    """Of token tables and heads after compression, predicted."""
+    tokenizer_bytes: int
+    artifact_bytes: int
+    """Predicted."""
+    flops_per_byte: float
+    """Of training, forward and backward."""
+    bytes_seen: float
+    """Text that training will have read, at the pace of a few trial steps."""
+    predicted: float
+    """Bits per byte."""
+    measured: float | None = None
+    """Bits per byte of an artifact that was trained, compressed and scored."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """All sizes that fit, and the one to take."""
+
+    rows: tuple[Row, ...]
+    left_out: dict[int, str]
+    """Sizes that do not fit, with the reason."""
+
+    @property
+    def best(self) -> Row:
+        """The lowest measured bits per byte, or the lowest predicted where nothing was measured."""
+        measured = [row for row in self.rows if row.measured is not None]
+        return min(measured or self.rows, key=lambda row: row.predicted if row.measured is None else row.measured)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able content."""
+        return {
+            "recommended": self.best.vocabulary,
+            "rows": [vars(row) for row in self.rows],
+            "left_out": {str(size): reason for size, reason in self.left_out.items()},
+        }
+
+
+def search(
+    recipe: Recipe,
+    folder: Path,
+    listener: Listener,
+    sizes: Sequence[int] = SIZES,
+    *,
+    measure: bool = False,
+    fixed: Collection[str] = (),
+) -> Search:
+    """Compares sizes for a recipe's text and budget; with `measure`, by training each for the budget's seconds.
+
+    Paths named in `fixed` (`model.width`) stay as the recipe has them. Writes below `folder`. Raises `ConfigError` for a recipe
+    whose tokenizer is not byte-pair encoding, `BudgetError` where no size fits.
+    """
+    if not isinstance(recipe.data.tokenizer, bpe.Config):
+        raise ConfigError(
+            f'Vocabularies are cut from byte-pair encoding; data.tokenizer.kind is "{recipe.data.tokenizer.kind}", '
+            "and bpe would work."
+        )
+    largest = _prepared(_at(recipe, max(sizes)).data, folder / "data", listener, None)
+    assert isinstance(largest.tokenizer, bpe.BpeTokenizer)
+    rows: list[Row] = []
+    left_out: dict[int, str] = {}
+    for size in sorted(set(sizes)):
+        if size > largest.tokenizer.vocabulary:
+            left_out[size] = f"the text has pairs for {largest.tokenizer.vocabulary:,} ids only"
+            continue
+        try:
+            tokenizer = bpe.cut(largest.tokenizer, size)
+            sized = fit_to_budget(_at(recipe, size), fixed=["data.tokenizer.vocabulary", *fixed])
+            row = _row(sized, tokenizer, largest, listener)
+            rows.append(_measured(row, sized, tokenizer, folder, listener) if measure else row)
+        except BudgetError as error:
+            left_out[size] = str(error)
+    if not rows:
+        raise BudgetError(f"No vocabulary fits: {next(iter(left_out.values()))}")
+    return Search(tuple(rows), left_out)
+
+
+def plot(found: Search) -> str:
+    """Bits per byte over the size of the vocabulary, as an SVG drawing that stands alone."""
+    x = [log2(row.vocabulary) for row in found.rows]
+    curves = [Line("predicted", x, [row.predicted for row in found.rows], dots=True)]
+    measured = [(log2(row.vocabulary), row.measured) for row in found.rows if row.measured is not None]
+    if measured:
+        curves.append(Line("measured", [place for place, _ in measured], [bpb for _, bpb in measured], dots=True))
+    marks = [(found.best.predicted if found.best.measured is None else found.best.measured, f"{found.best.vocabulary:,}")]
+    drawing = lines("Bits per byte by vocabulary", curves, "log2 of the vocabulary", "bits per byte", marks=marks)
+    return drawing.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{_PIXELS}" ', 1).replace(
+        ">", f"><style>{_STYLE}</style>", 1
+    )
+
+
+def predicted_bits(parameters: float, bytes_seen: float) -> float:
+    """Bits per byte of a model by its parameters outside the token table and the text it will have read."""
+    return FLOOR + OF_PARAMETERS * (parameters / 1e6) ** -0.34 + OF_TEXT * (bytes_seen / 1e6) ** -0.28
+
+
+def _row(recipe: Recipe, tokenizer: bpe.BpeTokenizer, manifest: Manifest, listener: Listener) -> Row:
+    plan = estimate(recipe, listener, vocabulary=tokenizer.vocabulary)
+    saved = len(tokenizer.save())
+    ratio = _tokens_per_byte(tokenizer, manifest)
+    tables, compressed = _tables(recipe, tokenizer.vocabulary, saved)
+    seen = plan.tokens / ratio
+    return Row(
+        vocabulary=tokenizer.vocabulary,
+        tokens_per_byte=ratio,
+        width=recipe.model.width,
+        layers=recipe.model.depth.layers,
+        parameters=plan.total_parameters,
+        embedding_parameters=tables,
+        embedding_bytes=compressed,
+        tokenizer_bytes=saved,
+        artifact_bytes=plan.artifact_bytes,
+        flops_per_byte=plan.flops_per_token * ratio,
+        bytes_seen=seen,
+        predicted=predicted_bits(plan.total_parameters - tables, seen),
+    )
+
+
+def _measured(row: Row, recipe: Recipe, tokenizer: bpe.BpeTokenizer, folder: Path, listener: Listener) -> Row:
+    home = folder / str(row.vocabulary)
+    run = Run.create(recipe.model_copy(update={"name": str(row.vocabulary)}), home)
+    _prepared(recipe.data, run.data, listener, tokenizer)
+    return replace(row, measured=run.execute(listener).bits_per_byte)
+
+
+def _prepared(config: DataConfig, folder: Path, listener: Listener, tokenizer: bpe.BpeTokenizer | None) -> Manifest:
+    if (folder / MANIFEST).exists():
+        manifest = Manifest.read(folder)
+        if manifest.fingerprint == config.fingerprint():
+            return manifest
+    return prepare(config, folder, lambda done, what: listener(Event("prepare", done, message=what)), tokenizer)
+
+
+def _at(recipe: Recipe, vocabulary: int) -> Recipe:
+    tokenizer = recipe.data.tokenizer.model_copy(update={"vocabulary": vocabulary})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"tokenizer": tokenizer})})
+
+
+def _tokens_per_byte(tokenizer: bpe.BpeTokenizer, manifest: Manifest) -> float:
+    """Over whole validation documents, one boundary each included."""
+    texts = manifest.validation_documents()
+    return sum(len(tokenizer.encode(text)) + 1 for text in texts) / sum(map(len, texts))
+
+
+def _tables(recipe: Recipe, vocabulary: int, tokenizer_bytes: int) -> tuple[int, int]:
+    """Parameters of token tables and heads, and their bytes at the step that fills the cap."""
+    config = recipe.compress
+    strength = predict_strength(recipe.model, vocabulary, tokenizer_bytes, recipe.budget.bytes, config)
+    count, bits = 0, 0.0
+    for _, role, shape in parameters(recipe.model, vocabulary):
+        if role in (Role.EMBEDDING, Role.HEAD) and is_quantized(role, shape):
+            count += prod(shape)
+            bits += prod(shape) * gaussian_bits(round(strength + finer(role, config.embedding_finer), 6))
+    return count, round(bits / 8)
+
+
+_PIXELS = 960
+_STYLE = (
+    "svg{background:#fff;font:13px sans-serif}text{fill:#333}.grid{stroke:#e5e5e5}.axis{stroke:#888}.mark{stroke:#999;"
+    "stroke-dasharray:4 4}.line{fill:none;stroke-width:2}.line0{stroke:#1f6fb4}.line1{stroke:#c2571a}"
+    ".fill0{fill:#1f6fb4}.fill1{fill:#c2571a}"
+)
