@@ -128,7 +128,9 @@ def plot(found: Search) -> str:
     measured = [(log2(row.vocabulary), row.measured) for row in found.rows if row.measured is not None]
     if measured:
         curves.append(Line("measured", [place for place, _ in measured], [bpb for _, bpb in measured], dots=True))
-    marks = [(found.best.predicted if found.best.measured is None else found.best.measured, f"{found.best.vocabulary:,}")]
+    marks = [
+        (found.best.predicted if found.best.measured is None else found.best.measured, f"{found.best.vocabulary:,}")
+    ]
     drawing = lines("Bits per byte by vocabulary", curves, "log2 of the vocabulary", "bits per byte", marks=marks)
     return drawing.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{_PIXELS}" ', 1).replace(
         ">", f"><style>{_STYLE}</style>", 1

@@ -20,6 +20,8 @@ from fairway.compress.parts import Piece, PrunerConfig, QuantizerConfig
 from fairway.core.config import Slot, override
 from fairway.core.errors import ArtifactError, DataError
 from fairway.data.parts import SOURCES, TOKENIZERS, SourceConfig, TokenizerConfig, load_tokenizer
+from fairway.loss.targets import Targets
+from fairway.loss.transfer import DistillLossConfig
 from fairway.model.lm import LanguageModel, ModelConfig
 from fairway.model.parts import Role
 from fairway.optim.parts import OptimizerConfig, ScheduleConfig
@@ -103,6 +105,19 @@ def tokenizer() -> None:
         assert made.decode(made.encode(data)) == data
 
 
+def distill() -> None:
+    """A step down the slope brings the student nearer to the teacher."""
+    student = made()
+    config = Slot("fairway.loss.distill", "hellinger").config("hellinger")()
+    assert isinstance(config, DistillLossConfig)
+    term = config.build(student, None).token_term
+    assert term is not None
+    source = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(4, 9, generator=source), Targets.of(torch.randn(4, 9, generator=source), 1.0)
+    value, slope = term.value_and_slope(logits, targets)
+    assert (term.value_and_slope(logits - 0.1 * slope, targets)[0] < value).all()
+
+
 def precision() -> None:
     config = Slot("fairway.train.precision", "scaled").config("scaled")()
     assert isinstance(config, PrecisionConfig)
@@ -172,6 +187,7 @@ def pack() -> None:
 AT_WORK: dict[str, Callable[[], object]] = {
     "sign": lambda: lowers_the_loss(made()) or sys.exit("sign does not lower the loss"),
     "triangle": schedule,
+    "hellinger": distill,
     "csv": source,
     "pair": tokenizer,
     "scaled": precision,

@@ -25,7 +25,7 @@ SLOTS = {
     "optim.schedule": "train.schedule",
     "train.precision": "train.precision",
     "train.recompute": "train.recompute",
-    "loss.distill": "loss.distill",
+    "loss.distill": "distill.loss",
     "compress.prune": "compress.prune",
     "compress.quantize": "compress.quantize",
     "artifact.coder": "artifact.coder",

@@ -46,9 +46,13 @@ def test_unequal_micro_batches_add_up_to_the_whole_batch() -> None:
 
 def test_a_table_that_is_not_trained_gets_no_gradient_and_changes_nothing() -> None:
     hidden, table, target = problem()
-    (wanted,) = torch.autograd.grad(next_token(lambda h: h @ table.T, [table], hidden, target, NextTokenConfig()).loss, hidden)
+    (wanted,) = torch.autograd.grad(
+        next_token(lambda h: h @ table.T, [table], hidden, target, NextTokenConfig()).loss, hidden
+    )
     table.requires_grad_(False)
-    (seen,) = torch.autograd.grad(next_token(lambda h: h @ table.T, [table], hidden, target, NextTokenConfig()).loss, hidden)
+    (seen,) = torch.autograd.grad(
+        next_token(lambda h: h @ table.T, [table], hidden, target, NextTokenConfig()).loss, hidden
+    )
     assert torch.equal(seen, wanted)
 
 

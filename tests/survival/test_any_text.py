@@ -36,7 +36,7 @@ def prepared(folder: Path, tokenizer: str, texts: dict[str, bytes]) -> Manifest:
         (source / f"wild{number}.txt").write_bytes(data)
     settings = [f"source.path={source}", "source.kind=text", f"tokenizer.kind={tokenizer}", "validation_fraction=0.2"]
     if tokenizer != "byte":
-        settings += ["tokenizer.inner.kind=bpe", "tokenizer.inner.vocabulary=400"] if tokenizer == "case" else ["tokenizer.vocabulary=400"]
+        settings.append("tokenizer.vocabulary=400")
     return prepare(DataConfig.read(override({}, settings)), folder / "data")
 
 

@@ -13,7 +13,7 @@ from fairway.core.errors import TrainingError
 from fairway.core.log import silent
 from fairway.core.storage import read_journal
 from fairway.data.batches import Batch
-from fairway.model.parts import Output
+from fairway.model.lm import Output
 from fairway.run import Run, load_recipe
 from fairway.train.parts import Hook, Trainee
 
@@ -28,7 +28,7 @@ class Injected(Hook):
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def loss(self, loop: Trainee, batch: Batch, output: Output) -> dict[str, Tensor]:  # noqa: ARG002
-        weight = next(iter(loop.model.parameters()))
+        weight = next(weight for name, weight in loop.model.named_parameters() if name.startswith("depth"))
         now = loop.step in self.steps
         for handle in self.handles:
             handle.remove()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairway.core.log import silent
 from fairway.data.batches import Batch, Batches
-from fairway.model.parts import Output
+from fairway.model.lm import Output
 from fairway.run import Run, load_recipe
 from fairway.train.parts import Hook, Trainee
 
@@ -33,6 +33,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def wanted(home: Path) -> list[list[int]]:
+    """The rows of whole batches on one rank."""
+    return rows(home, "whole")
+
+
 def rows(home: Path, name: str, *assignments: str) -> list[list[int]]:
     settings = [f"train.batch={ROWS}", f"model.context={CONTEXT}", *assignments]
     run = Run.create(load_recipe(home / "recipe.yaml", settings), home / name)
@@ -42,15 +48,17 @@ def rows(home: Path, name: str, *assignments: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 12])
-def test_any_micro_batch_trains_on_the_same_list_of_rows(micro_batch: int, home: Path) -> None:
-    wanted = rows(home, "whole")
+def test_any_micro_batch_trains_on_the_same_list_of_rows(
+    micro_batch: int, home: Path, wanted: list[list[int]]
+) -> None:
     assert len(wanted) == STEPS * ROWS
     assert rows(home, f"micro-{micro_batch}", f"train.micro_batch={micro_batch}") == wanted
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
-def test_any_number_of_ranks_reads_the_rows_that_one_trains_on(world: int, home: Path) -> None:
-    wanted = rows(home, "whole")
+def test_any_number_of_ranks_reads_the_rows_that_one_trains_on(
+    world: int, home: Path, wanted: list[list[int]]
+) -> None:
     run = Run.open(home / "whole")
     batches = Batches(run.prepare(silent), run.recipe.seed)
     shared = [
@@ -59,5 +67,5 @@ def test_any_number_of_ranks_reads_the_rows_that_one_trains_on(world: int, home:
     assert [row for part in shared for row in part.tolist()] == wanted
 
 
-def test_another_seed_trains_on_another_list_of_rows(home: Path) -> None:
-    assert rows(home, "other", "seed=5") != rows(home, "whole")
+def test_another_seed_trains_on_another_list_of_rows(home: Path, wanted: list[list[int]]) -> None:
+    assert rows(home, "other", "seed=5") != wanted

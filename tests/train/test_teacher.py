@@ -25,7 +25,9 @@ CHANGES = {"sequence": SAMPLED, "on_policy": SAMPLED, "minillm": SAMPLED, "featu
 
 
 def model(manifest: Manifest, width: int, seed: int, context: int = 16) -> LanguageModel:
-    config = ModelConfig.read({"width": width, "context": context, "depth": 1, "mixer": {"kind": "attention", "heads": 2}})
+    config = ModelConfig.read(
+        {"width": width, "context": context, "depth": 1, "mixer": {"kind": "attention", "heads": 2}}
+    )
     return config.build(manifest.tokenizer.vocabulary, seed)
 
 
@@ -48,8 +50,6 @@ def teaching(manifest: Manifest, teacher: LanguageModel, *changes: str, train: s
     config = TrainConfig.read(override({}, [train] if train else []))
     student = model(manifest, 16, 1)
     return Teaching(settings(*changes), student, teacher, config, 1, manifest.tokenizer.boundary, {"data": "d"})
-
-
 
 
 def taught(

@@ -215,7 +215,9 @@ def split(symbols: Integers, table: Table) -> tuple[Integers, bytes]:
 
 def joined(places: Integers, low: bytes, table: Table) -> Integers:
     """The inverse of `split`."""
-    symbols = np.array(table.symbols, np.int32)[places]
+    first, last = table.symbols[0], table.symbols[-1]
+    contiguous = last - first == len(table.symbols) - 1
+    symbols = places + np.int32(first) if contiguous else np.array(table.symbols, np.int32)[places]
     if not table.shift:
         return symbols
     count = len(places) * table.shift

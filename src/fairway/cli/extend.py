@@ -40,8 +40,8 @@ def extend(
 
     path = artifact_path(artifact)
     target = out or path.with_name(f"{path.stem}-{context}.fwy")
-    size = extend_artifact(path, context, kind, target)
     documents = documents_for(artifact, text, sample)
+    size = extend_artifact(path, context, kind, target)
     facts = {"artifact": target, "bytes": size, "context": context, "kind": kind}
     if not documents:
         output.print_json(facts) if json else output.print_facts("", facts)

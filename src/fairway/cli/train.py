@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fairway.cli.console.options import ByteDial, Folder, Json, Overrides, Target, TimeDial
+from fairway.cli.console.options import AllowChanges, ByteDial, Folder, Json, Overrides, Target, TimeDial
 
 GROUP = "Making a model"
 
@@ -16,6 +16,7 @@ def train(
     size: ByteDial = None,
     time: TimeDial = None,
     folder: Folder = None,
+    allow_changes: AllowChanges = False,
     profile: Annotated[
         bool, Parameter(negative="", show_default=False, help="Show where each millisecond of a step went.")
     ] = False,
@@ -38,7 +39,7 @@ def train(
 
     with joined() as team:
         with team.first_goes_ahead():
-            job = open_run(target, overrides, size, time, folder)
+            job = open_run(target, overrides, size, time, folder, allow_changes=allow_changes)
         job.team, job.profiled = team, profile
         can_resume_by(f"fairway train {job.folder}")
         if not team.first:

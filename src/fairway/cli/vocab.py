@@ -47,7 +47,17 @@ def vocab(
     if json:
         output.print_json({**found.plain(), "plot": drawing})
         return
-    columns = ("ids", "tokens/byte", "model", "table bytes", "artifact", "MFLOP/byte", "MB seen", "predicted", "measured")
+    columns = (
+        "ids",
+        "tokens/byte",
+        "model",
+        "table bytes",
+        "artifact",
+        "MFLOP/byte",
+        "MB seen",
+        "predicted",
+        "measured",
+    )
     rows = [
         (
             row.vocabulary,

@@ -88,7 +88,9 @@ class _Chunked(torch.autograd.Function):
                 logits_NV = logits(hidden)
             value, added_NV = _further(terms, logits_NV.detach(), slice(start, start + len(hidden)), softcap)
             start, further = start + len(hidden), further + value
-            nats_N, normaliser_N, slope_NV = cross_entropy_(logits_NV.detach(), target, softcap, config.z_loss, own * each)
+            nats_N, normaliser_N, slope_NV = cross_entropy_(
+                logits_NV.detach(), target, softcap, config.z_loss, own * each
+            )
             if added_NV is not None:
                 slope_NV = slope_NV.add_(added_NV, alpha=each)
             nats += float(nats_N.sum(dtype=torch.float64))
@@ -110,9 +112,7 @@ class _Chunked(torch.autograd.Function):
         return (None, None, None, None, None, *scaled)
 
 
-def _further(
-    terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None
-) -> tuple[float, Tensor | None]:
+def _further(terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None) -> tuple[float, Tensor | None]:
     """The sum of the terms over a chunk, and its gradient by the logits before the soft cap."""
     if not terms:
         return 0.0, None

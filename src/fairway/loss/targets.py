@@ -97,4 +97,3 @@ def masked_mean(value_N: Tensor, kept_N: Tensor | None) -> Tensor:
     if kept_N is None:
         return value_N.mean()
     return torch.where(kept_N, value_N, torch.zeros_like(value_N)).sum() / kept_N.sum().clamp_min(1)
-

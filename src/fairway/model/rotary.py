@@ -7,6 +7,7 @@ Frequencies are computed in float64 when the part is built, angles in float32 at
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from pydantic import Field
@@ -74,12 +75,17 @@ class Rotary(Position):
 
     def rotate(self, x_BHTK: Tensor, positions_BT: Tensor, length: int) -> Tensor:
         dtype = torch.float64 if x_BHTK.dtype == torch.float64 else torch.float32
-        theta_R = torch.tensor(self.frequencies(length), dtype=dtype, device=x_BHTK.device)
+        theta_R = _table(self.frequencies(length), dtype, x_BHTK.device)
         angle_B1TR = (positions_BT + self.offset).to(dtype)[:, None, :, None] * theta_R
         cos, sin = angle_B1TR.cos(), angle_B1TR.sin()
         if self.magnitude != 1.0:
             cos, sin = cos * self.magnitude, sin * self.magnitude
         return turned(x_BHTK, cos, sin, interleaved=self.interleaved)
+
+
+@lru_cache(maxsize=64)
+def _table(frequencies: Frequencies, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(frequencies, dtype=dtype, device=device)
 
 
 def turned(x_BHTK: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor, *, interleaved: bool) -> Tensor:

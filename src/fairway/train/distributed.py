@@ -13,11 +13,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from fairway.core.errors import ConfigError
+from fairway.core.errors import ConfigError, FairwayError
 
 HEARTBEAT = "FAIRWAY_HEARTBEAT"
 """Environment variable with the descriptor of a pipe to whoever supervises this rank."""
 _PATIENCE = timedelta(hours=1)
+
+
+class RankLost(FairwayError):
+    """Another rank has gone; this one cannot go on, and the whole job may be started again."""
+
+    exit_code = 75
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ ALONE = Team()
 def joined() -> Iterator[Team]:
     """Joins the ranks that the environment names, until the block ends.
 
-    A block that fails leaves without a word: the others notice a closed connection, and whoever started them ends them.
+    A rank that fails leaves without a word: the others notice a closed connection and raise `RankLost`.
     """
     world = _number("WORLD_SIZE", 1)
     if world == 1:
@@ -78,7 +84,13 @@ def joined() -> Iterator[Team]:
     if torch.cuda.is_available():
         torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-    yield Team(dist.get_rank(), world)
+    try:
+        yield Team(dist.get_rank(), world)
+    except RuntimeError as error:
+        # gloo's errors have no type of their own.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise RankLost(f"Rank {dist.get_rank()} of {world} lost another rank. The last checkpoint is intact.") from error
+        raise
     dist.destroy_process_group()
 
 

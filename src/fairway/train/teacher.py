@@ -112,9 +112,13 @@ class Teaching(Hook):
                 f"model.context={teacher.config.context} or a teacher with a longer context would work."
             )
         if train.compile and config.loss.reads_layers():
-            raise ConfigError(f"distill.loss.kind={config.loss.kind} looks inside the models; train.compile=false would work.")
+            raise ConfigError(
+                f"distill.loss.kind={config.loss.kind} looks inside the models; train.compile=false would work."
+            )
         if train.isolate_documents and not teacher.config.isolates_documents():
-            raise ConfigError("The teacher's mixers cannot hide earlier documents; train.isolate_documents=false would work.")
+            raise ConfigError(
+                "The teacher's mixers cannot hide earlier documents; train.isolate_documents=false would work."
+            )
         _check_cache(config, teacher.vocabulary)
         self.config, self.isolate = config, train.isolate_documents
         self.teacher = teacher.eval().requires_grad_(False).to(student.device)

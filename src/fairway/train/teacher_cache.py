@@ -52,7 +52,9 @@ class TeacherCache:
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from None
         if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            raise StorageError(f"{path} is damaged: its SHA-256 is not the one it names. Delete it to have it made again.")
+            raise StorageError(
+                f"{path} is damaged: its SHA-256 is not the one it names. Delete it to have it made again."
+            )
         plain = zlib.decompressobj().decompress(data[_DIGEST:], _LARGEST)
         count, likeliest, digest = _HEADER.unpack_from(plain)
         if digest != _digest(tokens_BT):

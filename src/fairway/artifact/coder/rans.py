@@ -1,7 +1,7 @@
 """Interleaved asymmetric numeral systems: many coders side by side, decoded together by wide instructions.
 
-The state machine and the split into lanes stand in `fairway.artifact.lanes`; the frequencies come from a short table in
-front, brought to a grid of 2^12 or, where that is worth it, of 2^16. Duda 2009 (arXiv:0902.0271); interleaving: Giesen 2014.
+The state machine and the split into lanes stand in `fairway.artifact.lanes`; the frequencies come from a short table in front, brought to a grid of
+2^12 to 2^15. Duda 2009 (arXiv:0902.0271); interleaving: Giesen 2014.
 """
 
 import numpy as np
@@ -14,10 +14,8 @@ from fairway.core.config import Source
 
 SOURCE = Source("Giesen", 2014, "arXiv:1402.3392")
 
-COARSE, FINE = 12, 16
-_LARGEST_COARSE_ALPHABET = 256
-_WORTH = 1e-4
-"""Share of the stream that the finer grid must save, as decoding with it is slower."""
+GRIDS = {12: 0.0, 13: 0.0001, 14: 0.0003, 15: 0.0008}
+"""Bits of a grid, and the bits that a symbol loses because a state of 32 bits has so few above it."""
 _BITS_OF_A_LANE = 24
 
 
@@ -59,20 +57,19 @@ class Rans(Coder):
 
 
 def _grid(table: Table, histogram: Histogram) -> int:
-    """Bits of the grid: the coarse one unless its loss is worth avoiding."""
-    if len(table.symbols) > _LARGEST_COARSE_ALPHABET:
-        return FINE
+    """Bits of the grid with the shortest stream: a finer one fits the frequencies better but wastes more of a state."""
     counts = histogram.shifted(table.shift).counts
-    size = {bits: float(counts @ (bits - np.log2(spans(table.weights(), bits)))) for bits in (COARSE, FINE)}
-    return COARSE if size[COARSE] <= (1 + _WORTH) * size[FINE] else FINE
+    fit = [bits for bits in GRIDS if len(table.symbols) <= 1 << (bits - 1)]
+    lost = {bits: float(counts @ (bits - np.log2(spans(table.weights(), bits)) + GRIDS[bits])) for bits in fit}
+    return min(lost, key=lambda bits: lost[bits])
 
 
 def _decoded(coded: bytes, table: Table, count: int) -> Integers:
     lanes = lane_count(count)
     refuse_unless(len(coded) >= 1 + 4 * lanes and len(coded) % 2 == 1, "A coded stream is not made of whole words.")
     bits = coded[0]
-    narrow = bits == COARSE and len(table.symbols) <= _LARGEST_COARSE_ALPHABET
-    refuse_unless(narrow or bits == FINE, f"A coded stream has a grid of {bits} bits, which its table does not allow.")
+    fits = bits in GRIDS and len(table.symbols) <= 1 << (bits - 1)
+    refuse_unless(fits, f"A coded stream has a grid of {bits} bits, which its table does not allow.")
     states = np.frombuffer(coded[1 : 1 + 4 * lanes], "<u4").astype(np.uint32)
     words = np.frombuffer(coded[1 + 4 * lanes :], "<u2").astype(np.uint16)
     refuse_unless(bool((states >= FIRST_STATE).all()), "A coded stream begins in a state that no encoder leaves.")

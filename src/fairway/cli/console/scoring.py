@@ -11,16 +11,49 @@ from fairway.core.device import use_threads
 from fairway.core.errors import ConfigError
 from fairway.core.log import Listener, silent
 from fairway.data.files import find_files, opened
+from fairway.evaluate import proof
+from fairway.evaluate.adapt import AdaptConfig, evaluate_adapted
 from fairway.evaluate.bpb import EvaluateConfig, evaluate, sample
+from fairway.evaluate.gates import NO_FACTS, Facts, facts_of
 from fairway.serve.load import load
 
 
-def score_files(target: str, paths: Sequence[Path], settings: Sequence[str], listener: Listener) -> dict[str, Any]:
-    """The score of an artifact on every file named, or found in the folders named."""
+def score_text(
+    target: str,
+    paths: Sequence[Path],
+    settings: Sequence[str],
+    listener: Listener,
+    *,
+    prove: bool = False,
+    adapt: str | None = None,
+) -> dict[str, Any]:
+    """The score of an artifact on the files named, or on a run's validation text; proved, or with adaptation, if asked."""
     config = EvaluateConfig.read(override({}, settings), origin="settings")
     use_threads()
     model = load(artifact_path(target))
-    return evaluate(model, _whole_files(paths), config, listener=listener).plain()
+    documents, facts = _text_and_facts(target, paths)
+    if adapt is not None:
+        if prove:
+            raise ConfigError("An adapted score has no proof by compression; ask for --prove or --adapt.")
+        return evaluate_adapted(model, documents, config, _adaptation(adapt), facts=facts, listener=listener).plain()
+    score = evaluate(model, documents, config, facts=facts, listener=listener)
+    if not prove:
+        return score.plain()
+    return {**score.plain(), "proof": proof.prove(model, documents, score, config, listener=listener).plain()}
+
+
+def _text_and_facts(target: str, paths: Sequence[Path]) -> tuple[list[bytes], Facts]:
+    if paths:
+        return _whole_files(paths), NO_FACTS
+    if not Path(target).is_dir():
+        raise ConfigError(f"{target} is no run folder; to score a file, say on what: --text FILE.")
+    manifest = open_folder(target).prepare(silent)
+    return manifest.validation_documents(), facts_of(manifest)
+
+
+def _adaptation(text: str) -> AdaptConfig:
+    settings = [part if "=" in part else f"method={part}" for part in text.split(",")]
+    return AdaptConfig.read(override({}, settings), origin="--adapt")
 
 
 def score_run(folder: str, settings: Sequence[str], listener: Listener) -> dict[str, Any]:

@@ -70,7 +70,9 @@ class MiniLLM(Distiller):
         single_BS = (log_q_BSV.exp() * (log_p_BSV - log_q_BSV)).sum(-1) * kept_BS
         with torch.no_grad():
             reward_BS = (log_p_BS - log_q_BS) * kept_BS
-            ratio_BS = torch.where(drawn.kept_BS, (log_q_BS - drawn.log_p_BS.to(log_q_BS.dtype)).exp(), kept_BS.new_ones(()))
+            ratio_BS = torch.where(
+                drawn.kept_BS, (log_q_BS - drawn.log_p_BS.to(log_q_BS.dtype)).exp(), kept_BS.new_ones(())
+            )
             now_BS, later_BS = self._weighted(ratio_BS, reward_BS)
             if self.config.length_normalised:
                 later_BS = later_BS / _behind(kept_BS).clamp_min(1)

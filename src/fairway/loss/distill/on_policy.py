@@ -51,9 +51,7 @@ class OnPolicy(Distiller):
             return self._on_training_text(lesson)
         student = [Voice(lesson.student, progress=lesson.progress)]
         prompt_BT = config.prompts(lesson)
-        drawn = draw(
-            student, prompt_BT, config.tokens, lesson.generator, lesson.boundary, config.sampling_temperature
-        )
+        drawn = draw(student, prompt_BT, config.tokens, lesson.generator, lesson.boundary, config.sampling_temperature)
         return self.on(lesson, drawn)
 
     def on(self, lesson: Lesson, drawn: Drawn) -> Tensor:

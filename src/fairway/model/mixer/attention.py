@@ -106,8 +106,8 @@ class Attention(Mixer):
         q_BHTK, k_BGTK, v_BGTK = self._projected(x_BTD, context)
         if self.position is not None:
             if self.position.rotated_keys_stay_valid:
-                q_BHTK = self.position.rotate(q_BHTK, position_BT, 0)
-                k_BGTK = self.position.rotate(k_BGTK, position_BT, 0)
+                both = self.position.rotate(torch.cat((q_BHTK, k_BGTK), dim=1), position_BT, 0)
+                q_BHTK, k_BGTK = both.split((self.config.heads, self.groups), dim=1)
             else:
                 old_positions = [torch.cat((old_positions[0], position_BT.expand(batch, -1)), dim=1)]
         k_BGSK, v_BGSK = _appended(old_k, k_BGTK), _appended(old_v, v_BGTK)
@@ -151,7 +151,9 @@ class Attention(Mixer):
         if one_document and (window is None or window >= start_BT.shape[1]):
             return None
         first_BT = start_BT if window is None else torch.maximum(start_BT, index_BT - window + 1)
-        return (first_BT - index_BT[:, :1] + cached).clamp_min(0)
+        first_BT = (first_BT - index_BT[:, :1] + cached).clamp_min(0)
+        decoding = first_BT.shape[1] == 1 and first_BT.device.type == "cpu"
+        return None if decoding and not first_BT.any() else first_BT
 
     def _attend_turning(
         self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, places_BS: Tensor, first_BT: Tensor | None

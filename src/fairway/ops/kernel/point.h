@@ -4,18 +4,9 @@
 
 #pragma once
 
-#include <vector>
-
 #include "vector.h"
 
 namespace {
-
-// Zeros that begin where a cache line does.
-struct Scratch {
-    explicit Scratch(long count) : held((size_t)count + 16) {}
-    float* data() { return (float*)(((uintptr_t)held.data() + 63) & ~(uintptr_t)63); }
-    std::vector<float> held;
-};
 
 // The first `count` numbers of a vector, zeros behind them; `count` may exceed the lanes.
 template <class T>

@@ -13,9 +13,13 @@ from fairway.core.native import kernel, pointer, usable
 from fairway.ops.rotate import naive
 
 
+FEWEST_NUMBERS = 8192
+"""Below this size the call costs more than the kernel saves."""
+
+
 def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """The same as `naive.rotate`, with angles in float32; one pass over memory each way."""
-    if not usable(x_BTHK) or cos_TR.dtype != torch.float32:
+    if x_BTHK.numel() < FEWEST_NUMBERS or not usable(x_BTHK) or cos_TR.dtype != torch.float32:
         return naive.rotate(x_BTHK, cos_TR, sin_TR)
     return _rotate(x_BTHK, cos_TR.contiguous(), sin_TR.contiguous(), 1.0)
 

@@ -7,6 +7,7 @@
 // state (batch, channels, states); `firsts` is (batch, spans, states, channels).
 
 #include "../kernel/point.h"
+#include "../kernel/scratch.h"
 
 namespace {
 
@@ -47,7 +48,7 @@ void forward(const float* x, const float* delta, const float* A, const float* B,
 #pragma omp parallel for collapse(2) schedule(static)
     for (long b = 0; b < s.batch; b++)
         for (long block = 0; block < blocks; block++) {
-            Scratch held(2 * s.states * lanes);
+            Scratch<float> held(2 * s.states * lanes);
             float *h = held.data(), *a = h + s.states * lanes;
             long d = block * lanes, count = s.channels - d;
             gather(A + d * s.states, a, s.states, count, -1.0f);
@@ -146,7 +147,7 @@ void backward(const float* dy, const float* dlast, const float* x, const float* 
     for (long b = 0; b < s.batch; b++)
         for (long group = 0; group < s.groups; group++) {
             long from = group * blocks / s.groups, to = (group + 1) * blocks / s.groups;
-            Scratch held((2 * span + 3 * (to - from)) * tile);
+            Scratch<float> held((2 * span + 3 * (to - from)) * tile);
             float *dB = held.data(), *dC = dB + span * tile, *a = dC + span * tile;
             float *flow = a + (to - from) * tile, *dA = flow + (to - from) * tile;
             for (long block = from; block < to; block++) {

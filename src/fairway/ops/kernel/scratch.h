@@ -1,0 +1,33 @@
+// Working memory that begins where a cache line does.
+//
+// Own code instead of std::vector: an instance of a library template has external linkage, so the linker would keep one for
+// all instruction levels, perhaps one that the machine cannot run.
+
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+template <class T>
+class Scratch {
+   public:
+    // Zeros.
+    explicit Scratch(long count) {
+        size_t bytes = ((size_t)count * sizeof(T) + 127) & ~(size_t)63;
+        memory = (T*)aligned_alloc(64, bytes);
+        if (!memory) std::abort();
+        std::memset((void*)memory, 0, bytes);
+    }
+    ~Scratch() { free(memory); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    T* data() const { return memory; }
+    T& operator[](long i) const { return memory[i]; }
+
+   private:
+    T* memory;
+};
+
+}  // namespace

@@ -1,0 +1,253 @@
+"""Studies over widths: does a model change its activations, and want its learning rate, alike at every width?
+
+`coordinate_check` measures how much each layer's output has changed after some steps; in the standard parametrisation the
+change grows with the width, in muP it does not. `transfer` trains every width at every learning rate and finds the best one
+for each. Yang et al. 2022 (arXiv:2203.03466), sections D.1 and 5.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fairway.core import device as machine
+from fairway.core.budget import Budget
+from fairway.core.config import override
+from fairway.core.errors import ConfigError, TrainingError
+from fairway.core.log import Event, Listener
+from fairway.core.storage import read_journal
+from fairway.data.batches import Batches
+from fairway.data.manifest import Manifest
+from fairway.model.block import Block
+from fairway.optim.mup import parametrise
+from fairway.optim.parts import OptimizerConfig
+from fairway.optim.widths import at_width
+from fairway.report.chart import Line, lines
+from fairway.run import Recipe
+from fairway.train.loop import Loop, TrainConfig
+from fairway.train.meter import Meter
+
+Kind = Literal["standard", "mup"]
+KINDS: tuple[Kind, ...] = ("standard", "mup")
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """Changes of activations by width."""
+
+    widths: tuple[int, ...]
+    steps: int
+    changes: dict[str, dict[str, list[float]]]
+    """Parametrisation, then layer, then one root mean square change for each width."""
+    slopes: dict[str, dict[str, float]]
+    """The same, as the exponent of the width."""
+
+    def worst(self, kind: Kind) -> float:
+        """The steepest slope of a parametrisation."""
+        return max(self.slopes[kind].values(), key=abs)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Losses by width and learning rate."""
+
+    widths: tuple[int, ...]
+    factors: tuple[float, ...]
+    """On every learning rate of the recipe."""
+    losses: dict[str, list[list[float]]]
+    """Parametrisation, then width, then factor: mean nats over the last tenth of the steps, mean over seeds."""
+    best: dict[str, list[float]]
+    """The best factor at each width."""
+
+    def shift(self, kind: Kind) -> float:
+        """How far the best rate moves over the widths, in powers of two."""
+        logs = [math.log2(factor) for factor in self.best[kind]]
+        return max(logs) - min(logs)
+
+
+def coordinate_check(
+    recipe: Recipe, manifest: Manifest, widths: Sequence[int], steps: int, seeds: int, listener: Listener
+) -> CoordinateCheck:
+    """Trains every width for a few steps on one batch, in both parametrisations."""
+    sums: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    cases = list(product(KINDS, enumerate(widths), range(seeds)))
+    for done, (kind, (place, width), seed) in enumerate(cases):
+        listener(Event("check", done / len(cases), message=f"{kind}, width {width}"))
+        with tempfile.TemporaryDirectory() as folder:
+            loop = _loop(recipe, manifest, width, widths[0], kind, 1.0, steps, recipe.seed + seed, Path(folder))
+            for layer, change in _changes(loop, steps).items():
+                found = sums[kind].setdefault(layer, [0.0] * len(widths))
+                found[place] += change / seeds
+    listener(Event("check", 1.0))
+    slopes = {kind: {layer: slope(widths, found) for layer, found in sums[kind].items()} for kind in KINDS}
+    return CoordinateCheck(tuple(widths), steps, sums, slopes)
+
+
+def transfer(
+    recipe: Recipe,
+    manifest: Manifest,
+    widths: Sequence[int],
+    factors: Sequence[float],
+    steps: int,
+    seeds: int,
+    listener: Listener,
+) -> Transfer:
+    """Trains every width at every factor on the recipe's learning rates, in both parametrisations."""
+    losses = {kind: [[0.0] * len(factors) for _ in widths] for kind in KINDS}
+    cases = list(product(KINDS, enumerate(widths), enumerate(factors), range(seeds)))
+    for done, (kind, (row, width), (column, factor), seed) in enumerate(cases):
+        listener(Event("transfer", done / len(cases), message=f"{kind}, width {width}, {factor:g} times the rate"))
+        with tempfile.TemporaryDirectory() as folder:
+            loop = _loop(recipe, manifest, width, widths[0], kind, factor, steps, recipe.seed + seed, Path(folder))
+            losses[kind][row][column] += _final_loss(loop) / seeds
+    listener(Event("transfer", 1.0))
+    best = {kind: [factors[_least(row)] for row in losses[kind]] for kind in KINDS}
+    return Transfer(tuple(widths), tuple(factors), losses, best)
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Two or more rising whole numbers with commas between them; raises `ConfigError` otherwise."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) < 2 or numbers != sorted(set(numbers)):
+        raise ConfigError(f'{option} is "{text}"; two or more rising whole numbers with commas would work.')
+    return numbers
+
+
+def slope(widths: Sequence[int], values: Sequence[float]) -> float:
+    """Least-squares exponent of the width; 0 where the values are all zero."""
+    if not all(value > 0 for value in values):
+        return 0.0 if not any(values) else math.nan
+    x, y = torch.tensor(widths).double().log(), torch.tensor(values).double().log()
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum())
+
+
+def draw_check(found: CoordinateCheck, kind: Kind) -> str:
+    """The changes over the widths, both in powers of two, as an SVG file."""
+    x = [math.log2(width) for width in found.widths]
+    curves = [
+        Line(layer, x, [math.log2(value) if value > 0 else math.nan for value in values], dots=True)
+        for layer, values in found.changes[kind].items()
+    ]
+    title = f"Change of activations after {found.steps} steps, {kind}"
+    return standalone(lines(title, curves, "width, powers of two", "change, powers of two"))
+
+
+def draw_transfer(found: Transfer, kind: Kind) -> str:
+    """Loss over the learning rate, one curve for each width, as an SVG file."""
+    x = [math.log2(factor) for factor in found.factors]
+    curves = [
+        Line(f"width {width}", x, row, dots=True) for width, row in zip(found.widths, found.losses[kind], strict=True)
+    ]
+    return standalone(lines(f"Loss by learning rate, {kind}", curves, "factor on the rates, powers of two", "nats"))
+
+
+def standalone(svg: str) -> str:
+    """A chart of the report with colours of its own, as a file that any viewer shows."""
+    colours = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2")
+    rules = ["text{font:12px sans-serif;fill:#333}", ".grid{stroke:#ddd;fill:none}", ".axis{stroke:#888;fill:none}"]
+    rules += [f".line{index}{{stroke:{colour}}}.fill{index}{{fill:{colour}}}" for index, colour in enumerate(colours)]
+    rules += [".line{fill:none;stroke-width:2}", "svg{background:#fff}"]
+    head, _, rest = svg.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{"".join(rules)}</style>{rest}\n'
+
+
+def _loop(
+    recipe: Recipe,
+    manifest: Manifest,
+    width: int,
+    base: int,
+    kind: Kind,
+    factor: float,
+    steps: int,
+    seed: int,
+    folder: Path,
+) -> Loop:
+    """A loop at a width, with the recipe's rates times a factor; muP grows it from the base width."""
+    vocabulary, device = manifest.tokenizer.vocabulary, machine.select(recipe.device)
+    train = _without_frills(recipe.train, factor)
+    config, scales = at_width(recipe.model, width), None
+    if kind == "mup":
+        grown = parametrise(config, at_width(recipe.model, base), vocabulary, train.optimizer)
+        model, scales = grown.build(vocabulary, seed, device), grown.scales
+    else:
+        model = config.build(vocabulary, seed, device)
+    batches = Batches(manifest, seed)
+    return Loop(model, batches, train, Budget(steps=steps), seed, folder, {}, Meter(1.0, 0.0), (), scales=scales)
+
+
+def _without_frills(train: TrainConfig, factor: float) -> TrainConfig:
+    plain = override(train.plain(), ["checkpoint_every=1000000", "average.horizon=0", "average.kind=ema"])
+    return TrainConfig.read(plain | {"optimizer": _at_rate(train.optimizer, factor).plain(), "patience": 1, "stages": {}})
+
+
+def _at_rate(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
+    plain: dict[str, Any] = optimizer.plain()
+    rates = {role: None if rate is None else rate * factor for role, rate in plain["rates"].items()}
+    return optimizer.model_copy(
+        update={"lr": optimizer.lr * factor, "rates": type(optimizer.rates).read(rates)}
+    )
+
+
+def _changes(loop: Loop, steps: int) -> dict[str, float]:
+    """Root mean square change of the output of every layer and of the logits, on the batch that is trained on."""
+    batch, _ = loop.batch_at(0.0)
+    before = _activations(loop, batch.tokens_BT)
+    loop.model.train()
+    for step in range(steps):
+        loop.accumulate(batch, step / steps)
+        loop.layout.update(1.0, step / steps)
+    after = _activations(loop, batch.tokens_BT)
+    return {layer: float((after[layer] - x).double().square().mean().sqrt()) for layer, x in before.items()}
+
+
+@torch.no_grad()
+def _activations(loop: Loop, tokens_BT: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(layer: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+            found[layer] = (output[0] if isinstance(output, tuple) else output).detach().clone()
+
+        return hook
+
+    model = loop.model.eval()
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    named = [("embedding", model.embedding), *((f"layer {index + 1}", one) for index, one in enumerate(blocks))]
+    handles = [module.register_forward_hook(keep(layer)) for layer, module in named]
+    try:
+        output = model(tokens_BT[:, :-1].to(model.device))
+        found["logits"] = model.logits(output.hidden_BTD)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _final_loss(loop: Loop) -> float:
+    """Mean loss over the last tenth of the steps; infinite where training diverged."""
+
+    def watch(event: Event) -> None:
+        if event.figures.get("train/loss", 0.0) > 100.0:
+            raise TrainingError("diverged")
+
+    try:
+        loop.run(watch)
+    except TrainingError:
+        return math.inf
+    losses = [record["train/loss"] for record in read_journal(loop.folder / "metrics.jsonl")]
+    return fmean(losses[-max(1, len(losses) // 10) :])
+
+
+def _least(values: Sequence[float]) -> int:
+    return min(range(len(values)), key=lambda index: values[index])
