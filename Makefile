@@ -10,7 +10,7 @@ PINS := -c constraints.txt --build-constraint constraints.txt
 JOBS ?= 2
 RUN ?= runs/default
 
-.PHONY: help run test test-slow bench lint format clean
+.PHONY: help run test test-slow bench reliability lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -35,7 +35,10 @@ format: $(VENV)/.dev ## rewrite to the house style
 	$(BIN)/ruff format
 
 bench: $(VENV)/.bench ## every benchmark, beside its peers
-	set -e; for script in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$script; done
+	set -e; for script in $$(grep -l __main__ benchmarks/*.py | grep -v reliability); do $(BIN)/python $$script; done
+
+reliability: $(VENV)/.dev ## kill, damage and fuzz at full length (an hour), into docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py
 
 clean: ## remove everything that can be made again, runs excepted
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,7 @@
-"""Bytes of a trained artifact's integers under Fairway's coder and under general compressors, and the seconds to decode.
+"""Bytes of a trained artifact's integers under Fairway's coder and general compressors, and the seconds to decode.
 
-`python benchmarks/artifact_size.py ARTIFACT`. Every compressor gets the same integers, one byte each, in the same order.
+`python benchmarks/artifact_size.py ARTIFACT`. Every compressor gets the same integers, one byte each, in the same
+order.
 """
 
 import argparse
@@ -18,11 +19,10 @@ import zstandard
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import RESULTS
-
-from fairway.artifact import format
+from fairway.artifact import format as artifact_format
 from fairway.core.probe import machine, versions
 from fairway.core.storage import write_json
+from report import RESULTS
 
 
 def entropy_bytes(codes: np.ndarray) -> float:
@@ -38,15 +38,18 @@ def main() -> None:
     if not chosen.artifact.exists():
         print(f"There is no artifact {chosen.artifact}; make run makes one.")
         return
-    contents = format.read(chosen.artifact)
+    contents = artifact_format.read(chosen.artifact)
     streams = {
         f"{name}.{section}": np.asarray(values)
         for name, packed in contents.tensors.items()
         for section, values in packed.arrays.items()
     }
-    plain = b"".join(codes.astype(np.int16).tobytes() if np.abs(codes).max() > 127 else codes.astype(np.int8).tobytes() for codes in streams.values())
+    plain = b"".join(
+        codes.astype(np.int16).tobytes() if np.abs(codes).max() > 127 else codes.astype(np.int8).tobytes()
+        for codes in streams.values()
+    )
     start = time.perf_counter()
-    format.restore(format.read(chosen.artifact))
+    artifact_format.restore(artifact_format.read(chosen.artifact))
     seconds = time.perf_counter() - start
     sizes = {
         "entropy of each tensor": sum(entropy_bytes(codes) for codes in streams.values()),

@@ -1,6 +1,7 @@
-"""Decoding tokens per second, batch 1: the default artifact beside transformers' generate with a Llama of the same shape.
+"""Decoding tokens per second, batch 1: the default artifact beside transformers' generate with a Llama of its shape.
 
-`python benchmarks/decode_speed.py [--artifact FILE] [--threads 1] [--rounds 7]`. Both decode greedily from one token with their caches.
+`python benchmarks/decode_speed.py [--artifact FILE] [--threads 1] [--rounds 7]`. Both decode greedily from one token
+with their caches.
 """
 
 import argparse
@@ -14,9 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
-from report import save
 
 import fairway
+from report import save
 
 TOKENS = 200
 PEERS = ("llama-fp32", "llama-bf16")

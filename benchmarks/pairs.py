@@ -1,8 +1,8 @@
 """Contenders measured side by side in one run: each in a process of its own, taking turns, medians over the rounds.
 
-A process of its own lets one contender run as its user installed it while another runs with changed settings. Only one works at a
-time. Each round gives process CPU seconds and wall seconds; a round in which other processes took more than a tenth of the machine is
-dropped and repeated.
+A process of its own lets one contender run as its user installed it while another runs with changed settings. Only
+one works at a time. Each round gives process CPU seconds and wall seconds; a round in which other processes took more
+than a tenth of the machine is dropped and repeated.
 """
 
 import json
@@ -45,11 +45,15 @@ def serve(prepare: Callable[[], tuple[Callable[[], None], dict[str, Any]]]) -> N
         print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall]), flush=True)
 
 
-def measure(commands: dict[str, Sequence[str]], rounds: int, threads: int, environment: dict[str, str] | None = None) -> dict[str, Measured]:
+def measure(
+    commands: dict[str, Sequence[str]], rounds: int, threads: int, environment: dict[str, str] | None = None
+) -> dict[str, Measured]:
     """Runs every command as a contender and lets them take turns."""
     settings = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
     racers = {
-        name: subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
+        name: subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
+        )
         for name, command in commands.items()
     }
     facts = {name: json.loads(_line(name, racer)) for name, racer in racers.items()}
@@ -94,4 +98,6 @@ def _summed(pairs: list[tuple[float, float]], disturbed: int, facts: dict[str, A
     cpus, walls = zip(*pairs, strict=True)
     quartiles = statistics.quantiles(walls, n=4) if len(walls) > 1 else [walls[0]] * 3
     middle = statistics.median(walls)
-    return Measured(statistics.median(cpus), middle, (quartiles[2] - quartiles[0]) / 2 / middle, len(walls), disturbed, facts)
+    return Measured(
+        statistics.median(cpus), middle, (quartiles[2] - quartiles[0]) / 2 / middle, len(walls), disturbed, facts
+    )

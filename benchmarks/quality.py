@@ -1,8 +1,9 @@
-"""Bits per byte at equal bytes and seconds: the default recipe beside a plain GPT with tuned AdamW, stored as int8 and zlib.
+"""Bits per byte at equal bytes and seconds: the default recipe beside a plain GPT with tuned AdamW, int8 and zlib.
 
-`python benchmarks/quality.py --text stdlib --seconds 180 --seeds 3`. Both arms see the same prepared text and tokenizer, train for the same
-seconds with the same threads, and must fit the same cap; the peer's learning rate is the best of a grid at a seed of its own. Both are
-scored by Fairway's evaluator with the same windows, the peer from its decoded int8 weights.
+`python benchmarks/quality.py --text stdlib --seconds 180 --seeds 3`. Both arms see the same prepared text and
+tokenizer, train for the same seconds with the same threads, and must fit the same cap; the peer's learning rate is
+the best of a grid at a seed of its own. Both are scored by Fairway's evaluator with the same windows, the peer from
+its decoded int8 weights.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.plain_gpt import PlainGpt
-from report import RESULTS
 
 from fairway.core.device import keep_freed_memory, use_threads
 from fairway.core.log import silent
@@ -33,6 +33,7 @@ from fairway.data.batches import Batches
 from fairway.data.manifest import Manifest
 from fairway.evaluate.bpb import EvaluateConfig, judge
 from fairway.run import Run, load_recipe
+from report import RESULTS
 
 CAP = 500_000
 PEER = {"width": 96, "layers": 4, "heads": 3, "context": 256}
@@ -78,7 +79,7 @@ def train_peer(manifest: Manifest, rate: float, seconds: float, seed: int) -> Pl
 
 
 def store_peer(model: PlainGpt, tokenizer: bytes) -> int:
-    """Rounds the weights to int8 by rows in place; returns the bytes of the integers and scales under zlib-9, with the tokenizer."""
+    """Rounds the weights to int8 by rows in place; returns the bytes under zlib-9, scales and tokenizer included."""
     parts = [tokenizer]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -98,7 +99,11 @@ def run_peer(data: Path, rate: float, seconds: float, seed: int) -> dict[str, An
     size = store_peer(model, manifest.tokenizer.save())
     config = EvaluateConfig()
     score = judge(
-        PeerPredictor(model), manifest.tokenizer, manifest.validation_documents(), config.policy(PEER["context"]), config
+        PeerPredictor(model),
+        manifest.tokenizer,
+        manifest.validation_documents(),
+        config.policy(PEER["context"]),
+        config,
     )
     return {"bits_per_byte": score.bits_per_byte, "bytes": size}
 
@@ -125,7 +130,9 @@ def main() -> None:
         use_threads()
         task = json.loads(chosen.one)
         arm = task.pop("arm")
-        result = run_peer(Path(task.pop("data")), **task) if arm == "peer" else run_ours(Path(task.pop("folder")), **task)
+        result = (
+            run_peer(Path(task.pop("data")), **task) if arm == "peer" else run_ours(Path(task.pop("folder")), **task)
+        )
         print(json.dumps(result))
         return
     compare(chosen)
@@ -133,7 +140,9 @@ def main() -> None:
 
 def compare(chosen: argparse.Namespace) -> None:
     def once(**task: Any) -> dict[str, Any]:
-        done = subprocess.run([sys.executable, __file__, "--one", json.dumps(task)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", json.dumps(task)], capture_output=True, text=True, check=True
+        )
         return json.loads(done.stdout.splitlines()[-1])
 
     folder = chosen.work / chosen.name
@@ -146,9 +155,13 @@ def compare(chosen: argparse.Namespace) -> None:
     for seed in range(chosen.seeds):
         peers.append(once(arm="peer", data=data, rate=rate, seconds=chosen.seconds, seed=seed))
         ours.append(
-            once(arm="ours", folder=str(folder / f"seed{seed}"), text=chosen.override, seconds=chosen.seconds, seed=seed)
+            once(
+                arm="ours", folder=str(folder / f"seed{seed}"), text=chosen.override, seconds=chosen.seconds, seed=seed
+            )
         )
-    means = {name: statistics.mean(run["bits_per_byte"] for run in runs) for name, runs in (("peer", peers), ("ours", ours))}
+    means = {
+        name: statistics.mean(run["bits_per_byte"] for run in runs) for name, runs in (("peer", peers), ("ours", ours))
+    }
     print(f"{chosen.name}: {chosen.seconds:.0f} s, {CAP} bytes, n = {chosen.seeds} a side, peer's rate {rate}")
     for name, runs in (("peer", peers), ("ours", ours)):
         spread = statistics.stdev(run["bits_per_byte"] for run in runs)

@@ -13,7 +13,9 @@ from fairway.core.storage import write_json
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, measured: Mapping[str, Measured], rates: Mapping[str, float], unit: str, ours: Sequence[str]) -> None:
+def save(
+    name: str, measured: Mapping[str, Measured], rates: Mapping[str, float], unit: str, ours: Sequence[str]
+) -> None:
     """Writes `results/NAME.json` and prints each contender's rate, spread, and ratio to the best that is not ours."""
     best = max(rate for contender, rate in rates.items() if contender not in ours)
     print(f"{name}: {unit}, medians of {max(value.rounds for value in measured.values())} rounds")

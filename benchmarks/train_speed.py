@@ -1,7 +1,8 @@
 """Training tokens per second on the CPU: Fairway beside a plain PyTorch GPT and transformers' Llama of the same shape.
 
-`python benchmarks/train_speed.py [--threads 1] [--rounds 7]`. Shape: 6 layers, width 192, 6 heads, context 256, vocabulary 1,024, batch
-16. Every contender trains on random tokens with AdamW; each runs as installed and with Fairway's allocator setting.
+`python benchmarks/train_speed.py [--threads 1] [--rounds 7]`. Shape: 6 layers, width 192, 6 heads, context 256,
+vocabulary 1,024, batch 16. Every contender trains on random tokens with AdamW; each runs as installed and with
+Fairway's allocator setting.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
+
 from report import save
 
 LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY, BATCH = 6, 192, 6, 256, 1024, 16
@@ -89,7 +91,10 @@ def prepare_ours(name: str) -> Prepared:
         for _ in range(STEPS):
             loop._step()
 
-    return run, {"parameters": sum(parameter.numel() for parameter in model.parameters()), "flops": model.flops(CONTEXT)}
+    return run, {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops": model.flops(CONTEXT),
+    }
 
 
 def contend(name: str, allocator: bool, threads: int) -> None:
@@ -119,7 +124,16 @@ def main() -> None:
         commands[f"{name} with allocator"] = [*base, name, "--allocator"]
     measured = pairs.measure(commands, chosen.rounds, chosen.threads)
     work = STEPS * BATCH * CONTEXT
-    save(f"train_speed_{chosen.threads}t", measured, {name: work / value.cpu * chosen.threads if chosen.threads == 1 else work / value.wall for name, value in measured.items()}, "tokens/s", OURS)
+    save(
+        f"train_speed_{chosen.threads}t",
+        measured,
+        {
+            name: work / value.cpu * chosen.threads if chosen.threads == 1 else work / value.wall
+            for name, value in measured.items()
+        },
+        "tokens/s",
+        OURS,
+    )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_example_is_tried_here():
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"train_tiny.py", "generate_text.py", "compress_text.py"}
+    assert names == {
+        "train_tiny.py",
+        "generate_text.py",
+        "compress_text.py",
+        "deep_compression_digits.py",
+        "slimming_convnet.py",
+    }
 
 
 def test_training_ends_with_a_score_from_a_file_within_its_cap(trained):
@@ -46,3 +53,24 @@ def test_a_model_compresses_as_well_as_its_score_says(trained):
         ran("compress_text.py", trained[0] / "model.fwy").splitlines()[1].split(" bits per byte, really compressed ")
     )
     assert float(real) == pytest.approx(float(score.removeprefix("score ")), rel=0.05)
+
+
+@pytest.mark.slow
+def test_deep_compression_keeps_the_accuracy_at_a_fraction_of_the_bytes(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    said = ran("deep_compression_digits.py", tmp_path / "digits.fwy")
+    dense, _, restored = map(float, re.findall(r"([\d.]+) %", said))
+    assert restored >= dense - 0.5
+    ratio = float(re.findall(r"ratio ([\d.]+)", said)[0])
+    assert ratio > 20
+    assert f"file {(tmp_path / 'digits.fwy').stat().st_size:,}," in said
+
+
+@pytest.mark.slow
+def test_a_slimmed_network_is_smaller_and_computes_what_the_masked_one_does():
+    pytest.importorskip("sklearn")
+    for line in ran("slimming_convnet.py").splitlines():
+        assert float(re.findall(r"masked - rebuilt (\S+)", line)[0]) < 1e-6
+        dense, _, final = map(float, re.findall(r"([\d.]+) %", line))
+        assert final > dense - 5
+        assert float(re.findall(r"operations ([\d.]+)x", line)[0]) > 1.5

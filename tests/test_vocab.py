@@ -97,9 +97,15 @@ def test_the_plot_is_a_whole_drawing_of_both_curves(found: tuple[Search, Path]) 
     assert "measured" in drawing
 
 
-def test_predictions_fall_with_parameters_and_with_text() -> None:
-    assert predicted_bits(2e6, 1e7) < predicted_bits(1e6, 1e7)
-    assert predicted_bits(1e6, 2e7) < predicted_bits(1e6, 1e7)
+def test_predictions_fall_with_parameters_and_text_and_meet_runs_that_were_made() -> None:
+    assert predicted_bits(2e6, 1024, 1e7) < predicted_bits(1e6, 1024, 1e7)
+    assert predicted_bits(1e6, 1024, 2e7) < predicted_bits(1e6, 1024, 1e7)
+    for body, vocabulary, seen, measured in (
+        (221_708, 512, 391_651, 2.691),
+        (885_772, 1024, 467_886, 2.436),
+        (221_708, 4096, 1_573_563, 2.015),
+    ):
+        assert predicted_bits(body, vocabulary, seen) == pytest.approx(measured, abs=0.03)
 
 
 def row(vocabulary: int, predicted: float, measured: float | None = None) -> Row:

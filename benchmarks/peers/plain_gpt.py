@@ -1,4 +1,4 @@
-"""A GPT as a user of PyTorch would write it: LayerNorm, learned positions, GELU, scaled dot-product attention, tied head."""
+"""A GPT as a user of PyTorch would write it: LayerNorm, learned positions, GELU, torch's attention, tied head."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, time, width = x.shape
         q, k, v = (
-            part.view(batch, time, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(width, dim=-1)
+            part.view(batch, time, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).split(width, dim=-1)
         )
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, time, width))

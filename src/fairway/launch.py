@@ -1,8 +1,8 @@
 """Supervises the ranks of one training job on this machine.
 
-Where a rank dies or falls silent, all ranks are killed and the whole job starts again from its newest checkpoint, on a new
-port: a half-dead job's store and connections are never reused. Each rank beats through a pipe after every step, leads a process
-group of its own, and dies with its supervisor.
+Where a rank dies or falls silent, all ranks are killed and the whole job starts again from its newest checkpoint, on
+a new port: a half-dead job's store and connections are never reused. Each rank beats through a pipe after every step,
+leads a process group of its own, and dies with its supervisor.
 """
 
 import ctypes
@@ -127,7 +127,7 @@ def _watch(job: Job, ranks: Sequence[_Rank], asked: list[int]) -> str | None:
                 _hear(key.data, selector)
             codes = [rank.process.poll() for rank in ranks]
             if any(codes) or all(code == 0 for code in codes):
-                return _verdict(ranks, asked)
+                return _verdict(job, ranks, asked)
             if asked and not passed_on:
                 passed_on = time.monotonic()
                 for rank in ranks:
@@ -154,24 +154,29 @@ def _limit(job: Job, rank: _Rank) -> float:
     return job.silence if rank.began else job.start
 
 
-def _verdict(ranks: Sequence[_Rank], asked: list[int]) -> str | None:
-    """What the end of one rank means; the others get a moment to end by themselves."""
-    deadline = time.monotonic() + _GRACE
-    while any(rank.process.poll() is None for rank in ranks) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    codes = [rank.process.poll() for rank in ranks]
+def _verdict(job: Job, ranks: Sequence[_Rank], asked: list[int]) -> str | None:
+    """What the end of one rank means; the others get a moment to end by themselves, or to save."""
+    codes = _codes_after(_GRACE, ranks)
     if asked or Interrupted.exit_code in codes:
+        _codes_after(job.stopping, ranks)
         raise Interrupted("Stopped; run the same command again to go on from there.")
     if FairwayError.exit_code in codes:
         raise TrainingError(f"Rank {codes.index(FairwayError.exit_code)} gave up, for the reason above.")
     first = next((index for index, code in enumerate(codes) if code), None)
     if first is None:
-        late = [rank.process.wait() for rank in ranks]
-        return None if not any(late) else "A rank failed after another had finished."
+        return None
     code = codes[first]
     assert code is not None
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return f"Rank {first} {how}."
+
+
+def _codes_after(seconds: float, ranks: Sequence[_Rank]) -> list[int | None]:
+    """Exit codes once all ranks ended, or after some seconds."""
+    deadline = time.monotonic() + seconds
+    while any(rank.process.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return [rank.process.poll() for rank in ranks]
 
 
 @contextmanager

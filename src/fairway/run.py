@@ -1,7 +1,7 @@
 """The composition root: a recipe holds every stage's settings, a run folder holds every stage's result.
 
-`text -> manifest -> checkpoint -> artifact -> score -> summary`. Each stage reads what the one before it wrote and is skipped where
-its result already stands, so a run that was stopped goes on when the same command is given again.
+`text -> manifest -> checkpoint -> artifact -> score -> summary`. Each stage reads what the one before it wrote and is
+skipped where its result already stands, so a run that was stopped goes on when the same command is given again.
 """
 
 from collections.abc import Sequence
@@ -205,15 +205,16 @@ class Run:
         model = (grown or recipe.model).build(vocabulary, recipe.seed, device)
         facts = facts_of(dict(_flat(recipe.plain())), manifest, self.folder)
         bytes_per_token = manifest.train.bytes / manifest.train.tokens
-        meter = Meter(bytes_per_token, model.flops(recipe.model.context), _matrix_peak(model.device, recipe.train.precision.kind))
+        meter = Meter(
+            bytes_per_token, model.flops(recipe.model.context), _matrix_peak(model.device, recipe.train.precision.kind)
+        )
         watching = Validation(manifest, meter, recipe.model.context, recipe.train.validation)
         compressing = (*recipe.compress.prune.hooks(recipe.seed), *recipe.compress.quantize.hooks())
         hooks = (watching, *self._teaching(manifest, model), *compressing, *hooks)
         batches = Batches(manifest, recipe.seed)
         scales = grown.scales if grown else None
-        return Loop(
-            model, batches, recipe.train, recipe.budget, recipe.seed, self.folder, facts, meter, hooks, self.team, scales
-        )
+        settings = (recipe.train, recipe.budget, recipe.seed, self.folder, facts, meter)
+        return Loop(model, batches, *settings, hooks, self.team, scales)
 
     def _grown(self, vocabulary: int) -> Parametrisation | None:
         """The model in muP, where the learning rates were tuned at another width."""
@@ -392,4 +393,3 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(path, value)]
     return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else key)]
-

@@ -1,8 +1,8 @@
 """Studies over widths: does a model change its activations, and want its learning rate, alike at every width?
 
-`coordinate_check` measures how much each layer's output has changed after some steps; in the standard parametrisation the
-change grows with the width, in muP it does not. `transfer` trains every width at every learning rate and finds the best one
-for each. Yang et al. 2022 (arXiv:2203.03466), sections D.1 and 5.
+`coordinate_check` measures how much each layer's output has changed after some steps; in the standard parametrisation
+the change grows with the width, in muP it does not. `transfer` trains every width at every learning rate and finds
+the best one for each. Yang et al. 2022 (arXiv:2203.03466), sections D.1 and 5.
 """
 
 import math
@@ -86,7 +86,9 @@ def coordinate_check(
                 found = sums[kind].setdefault(layer, [0.0] * len(widths))
                 found[place] += change / seeds
     listener(Event("check", 1.0))
-    slopes = {kind: {layer: slope(widths, found) for layer, found in sums[kind].items()} for kind in KINDS}
+    slopes: dict[str, dict[str, float]] = {
+        kind: {layer: slope(widths, found) for layer, found in sums[kind].items()} for kind in KINDS
+    }
     return CoordinateCheck(tuple(widths), steps, sums, slopes)
 
 
@@ -100,7 +102,7 @@ def transfer(
     listener: Listener,
 ) -> Transfer:
     """Trains every width at every factor on the recipe's learning rates, in both parametrisations."""
-    losses = {kind: [[0.0] * len(factors) for _ in widths] for kind in KINDS}
+    losses: dict[str, list[list[float]]] = {kind: [[0.0] * len(factors) for _ in widths] for kind in KINDS}
     cases = list(product(KINDS, enumerate(widths), enumerate(factors), range(seeds)))
     for done, (kind, (row, width), (column, factor), seed) in enumerate(cases):
         listener(Event("transfer", done / len(cases), message=f"{kind}, width {width}, {factor:g} times the rate"))
@@ -108,7 +110,7 @@ def transfer(
             loop = _loop(recipe, manifest, width, widths[0], kind, factor, steps, recipe.seed + seed, Path(folder))
             losses[kind][row][column] += _final_loss(loop) / seeds
     listener(Event("transfer", 1.0))
-    best = {kind: [factors[_least(row)] for row in losses[kind]] for kind in KINDS}
+    best: dict[str, list[float]] = {kind: [factors[_least(row)] for row in losses[kind]] for kind in KINDS}
     return Transfer(tuple(widths), tuple(factors), losses, best)
 
 
@@ -188,15 +190,15 @@ def _loop(
 
 def _without_frills(train: TrainConfig, factor: float) -> TrainConfig:
     plain = override(train.plain(), ["checkpoint_every=1000000", "average.horizon=0", "average.kind=ema"])
-    return TrainConfig.read(plain | {"optimizer": _at_rate(train.optimizer, factor).plain(), "patience": 1, "stages": {}})
+    return TrainConfig.read(
+        plain | {"optimizer": _at_rate(train.optimizer, factor).plain(), "patience": 1, "stages": {}}
+    )
 
 
 def _at_rate(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
     plain: dict[str, Any] = optimizer.plain()
     rates = {role: None if rate is None else rate * factor for role, rate in plain["rates"].items()}
-    return optimizer.model_copy(
-        update={"lr": optimizer.lr * factor, "rates": type(optimizer.rates).read(rates)}
-    )
+    return optimizer.model_copy(update={"lr": optimizer.lr * factor, "rates": type(optimizer.rates).read(rates)})
 
 
 def _changes(loop: Loop, steps: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compress.examples import model, part, text
-from fairway.compress.calibrate import gather, linear_weights, sequentially
+from fairway.compress.calibrate import gather, last_inputs, linear_weights, sequentially
 from fairway.compress.parts import Statistics
 from fairway.core.errors import ConfigError
 from fairway.model.linear import Linear
@@ -94,3 +94,14 @@ def test_no_hook_is_left_behind() -> None:
     subject = model()
     gather(subject, text())
     assert all(not module._forward_pre_hooks for module in subject.modules())
+
+
+def test_the_last_inputs_are_those_of_the_last_token() -> None:
+    subject = model()
+    tokens_BT = torch.arange(10)[None]
+    found = last_inputs(subject, tokens_BT)
+    assert set(found) == set(linear_weights(subject).values())
+    expected = {name: statistics.gram_CC for name, statistics in gather(subject, [tokens_BT]).items()}
+    earlier = {name: statistics.gram_CC for name, statistics in gather(subject, [tokens_BT[:, :-1]]).items()}
+    for name, x_C in found.items():
+        torch.testing.assert_close(torch.outer(x_C, x_C).double(), expected[name] - earlier[name], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Curves by position: their mean is the score, their bins are whole, and extensions differ only beyond what was trained."""
+"""Curves by position: their mean is the score, their bins whole, and extensions differ only beyond what was trained."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every technique that a recipe can name goes all the way: text, three steps, an artifact under its cap, a score, a sample."""
+"""Every technique that a recipe can name goes all the way: text, three steps, artifact under its cap, score, sample."""
 
 import io
 import sysconfig

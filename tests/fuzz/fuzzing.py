@@ -2,8 +2,9 @@
 
     python fuzzing.py TARGET SEED FIRST COUNT FOLDER
 
-Input number i of a seed is always the same file, so whatever ends a worker can be made again. A worker writes what it found to
-FOLDER/FIRST.json and each offending file beside it; one that dies leaves the number of its input in FOLDER/FIRST.at.
+Input number i of a seed is always the same file, so whatever ends a worker can be made again. A worker writes what it
+found to FOLDER/FIRST.json and each offending file beside it; one that dies leaves the number of its input in
+FOLDER/FIRST.at.
 """
 
 import json
@@ -24,11 +25,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz.mutators import SHARD_VOCABULARY, artifact_input, shard_input
-
 from fairway.artifact.format import read_bytes, restore
 from fairway.core.errors import ArtifactError, DataError
 from fairway.data.shards import open_shard
+from fuzz.mutators import SHARD_VOCABULARY, artifact_input, shard_input
 
 SLOWEST = 1.0
 """CPU seconds that one input may take."""

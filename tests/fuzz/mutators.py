@@ -10,14 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from artifact.forging import canonical, forged, opened, squeezed
 
+from artifact.forging import canonical, forged, opened, squeezed
 from fairway.artifact.format import MAGIC, Contents, encode
-from fairway.artifact.packing import codebook, nf4, raw, rows, sparse
+from fairway.artifact.packing import codebook, lowrank, nf4, raw, rows, sparse
 from fairway.artifact.parts import CODERS, PACKINGS
 
-NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 7, 8, 16, 255, 256, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**63, 2**64)
-OTHERS: tuple[Any, ...] = (-(2**63), 0.5, -0.0, 1e300, True, False, None, "", "a", [], {}, [1, 1], [2**15, 2**15], {"base": 0})
+NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 7, 8, 16, 255, 256, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**64)
+OTHERS: tuple[Any, ...] = (
+    -(2**63),
+    0.5,
+    -0.0,
+    1e300,
+    True,
+    False,
+    None,
+    "",
+    "a",
+    [],
+    {},
+    [1, 1],
+    [2**15, 2**15],
+    {"base": 0},
+)
 MOST_EDITS = 4
 SHARD = struct.Struct("<8sIIQQ")
 SHARD_VOCABULARY = 300
@@ -27,12 +42,14 @@ SHARD_VOCABULARY = 300
 def honest() -> tuple[bytes, ...]:
     """One artifact of every coder; each holds a tensor of every packing."""
     draw = np.random.default_rng(0)
+    left_RK, right_KC = torch.from_numpy(draw.normal(size=(6, 2))), torch.from_numpy(draw.normal(size=(2, 8)))
     codes = draw.integers(-9, 10, (6, 8)).astype(np.int32)
     thin = np.where(codes > 5, codes, 0)
     tensors = {
         "rows.weight": rows.pack(codes, draw.integers(-30, 4, 6), (2, 3, 8)),
         "codebook.weight": codebook.pack(codes + 9, torch.linspace(-0.1, 0.1, 19), (6, 8)),
         "sparse.weight": sparse.pack(thin, np.arange(9, dtype=np.int32) + 15_000, -3, (6, 8), 2),
+        "lowrank.weight": lowrank.pack(codes, draw.integers(-30, 4, 6), left_RK, right_KC, (6, 8)),
         "nf4.weight": nf4.pack(np.abs(codes), draw.integers(-40, -20, 12), (48,), 4),
         "gain": raw.pack(torch.ones(6), "bfloat16"),
         "bias": raw.pack(torch.zeros(3), "float32"),
@@ -75,7 +92,11 @@ def shard_input(seed: int, index: int) -> tuple[str, bytes]:
         tokens[draw.randrange(len(tokens))] = draw.randrange(256)
     data = bytearray(SHARD.pack(*fields) + tokens)
     if kind == "length":
-        data = data[: draw.randrange(len(data) + 1)] if draw.random() < 0.5 else data + draw.randbytes(draw.randrange(1, 9))
+        data = (
+            data[: draw.randrange(len(data) + 1)]
+            if draw.random() < 0.5
+            else data + draw.randbytes(draw.randrange(1, 9))
+        )
     if kind == "bits":
         _flip(draw, data)
     return kind, draw.randbytes(draw.randrange(120)) if kind == "noise" else bytes(data)
@@ -156,7 +177,7 @@ def _edited(draw: random.Random, header: dict[str, Any]) -> dict[str, Any]:
         if choice < 0.45:
             holder[key] = draw.choice(NUMBERS)
         elif choice < 0.6:
-            holder[key] = copy.deepcopy(draw.choice((*OTHERS, *CODERS.kinds(), *PACKINGS.kinds(), "zlib", "lzma", "stored")))
+            holder[key] = copy.deepcopy(draw.choice((*OTHERS, *_words())))
         elif choice < 0.75:
             other, name = draw.choice(places)
             holder[key] = copy.deepcopy(other[name])
@@ -165,6 +186,11 @@ def _edited(draw: random.Random, header: dict[str, Any]) -> dict[str, Any]:
         elif type(holder[key]) is int:
             holder[key] += draw.choice((-2, -1, 1, 2))
     return header
+
+
+@cache
+def _words() -> tuple[str, ...]:
+    return (*CODERS.kinds(), *PACKINGS.kinds(), "zlib", "lzma", "stored")
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
-from fuzz.fuzzing import ROOM, SLOWEST, TARGETS, fuzz
-from fuzz.mutators import SHARD_VOCABULARY, artifact_input, described, honest, shard_input
 
 from fairway.artifact.format import read_bytes, restore
 from fairway.core.errors import ArtifactError, DataError
 from fairway.data.shards import open_shard
+from fuzz.fuzzing import ROOM, SLOWEST, TARGETS, fuzz
+from fuzz.mutators import SHARD_VOCABULARY, artifact_input, described, honest, shard_input
 
 FAST = 10_000
 SLOW = int(os.environ.get("FAIRWAY_FUZZ_INPUTS", "2500000"))
@@ -48,7 +48,7 @@ def test_an_input_can_be_made_again_from_its_number(make: object) -> None:
 
 def test_the_honest_files_are_read_down_to_the_last_tensor() -> None:
     for data in honest():
-        assert len(restore(read_bytes(data))) == 6
+        assert len(restore(read_bytes(data))) == 7
 
 
 def test_planted_faults_of_every_sort_are_found(tmp_path: Path) -> None:

@@ -6,7 +6,19 @@ from collections.abc import Iterator
 
 from law.house import PACKAGE, TESTS, File, files, listed
 
-FREE = ("cheats", "contract", "golden", "flow", "law", "laws", "reference", "fuzz", "survival", "examples", "benchmarks")
+FREE = (
+    "cheats",
+    "contract",
+    "golden",
+    "flow",
+    "law",
+    "laws",
+    "reference",
+    "fuzz",
+    "survival",
+    "examples",
+    "benchmarks",
+)
 """Folders of tests/ that cut across the package."""
 SHORTEST_NAME = 3
 

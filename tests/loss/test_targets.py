@@ -1,6 +1,7 @@
 """Temperatures, top-k folding and masks of the term at every token."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_fewer_outcomes_never_show_more_divergence() -> None:
     for divergence in EVERY:
         term = TokenTerm(divergence, 1.0, 1.0)
         found = [term.value_and_slope(a, Targets.of(z, 1.0, k))[0] for k in (1, 3, 6, 10, None)]
-        assert all(bool((low <= high + 1e-12).all()) for low, high in zip(found, found[1:], strict=False))
+        assert all(bool((low <= high + 1e-12).all()) for low, high in pairwise(found))
 
 
 def test_the_rest_keeps_a_little_mass_where_rounding_took_it() -> None:

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from laws.levels import EVERY_LEVEL, at_level
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +16,7 @@ from fairway.ops.rms_norm import naive as rms_naive
 from fairway.ops.rms_norm.native import rms_norm
 from fairway.ops.rotate import naive as rotate_naive
 from fairway.ops.rotate.native import rotate
+from laws.levels import EVERY_LEVEL, at_level
 
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)]
 
@@ -39,7 +39,10 @@ def test_rms_norm_and_its_gradients(
     x = (3 * draw("x", 5, 3, width)).to(dtype).requires_grad_()
     gain = draw("gain", width).float().requires_grad_() if gained else None
     up = draw("up", 5, 3, width).to(dtype)
-    wide, wide_gain = x.detach().double().requires_grad_(), None if gain is None else gain.detach().double().requires_grad_()
+    wide, wide_gain = (
+        x.detach().double().requires_grad_(),
+        None if gain is None else gain.detach().double().requires_grad_(),
+    )
     wanted_y = rms_naive.rms_norm(wide, wide_gain, 1e-6)
     wanted = torch.autograd.grad(wanted_y, [t for t in (wide, wide_gain) if t is not None], up.double())
     with at_level(level):
@@ -83,9 +86,7 @@ def test_relu2_and_its_gradient(count: int, dtype: torch.dtype, error: float, le
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 @pytest.mark.parametrize(("dtype", "error"), DTYPES)
 @pytest.mark.parametrize(("width", "pairs"), [(2, 1), (16, 3), (32, 16), (66, 33), (80, 32)])
-def test_rotation_and_its_gradient(
-    width: int, pairs: int, dtype: torch.dtype, error: float, level: str | None
-) -> None:
+def test_rotation_and_its_gradient(width: int, pairs: int, dtype: torch.dtype, error: float, level: str | None) -> None:
     x, up = (draw(name, 2, 9, 3, width).to(dtype) for name in ("x", "up"))
     x.requires_grad_()
     angle = draw("angle", 9, pairs)

@@ -1,7 +1,7 @@
 """The kernels of gates and of squashing functions against their definitions, on each instruction level."""
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -59,7 +59,8 @@ def test_a_squash_and_all_its_gradients(
     wide, given = ([t.detach().to(kind).requires_grad_() for t in (x, *learned)] for kind in (torch.float64, None))
     none = dict.fromkeys(("shift", "gain_D", "bias_D"))
     names = ("x", "alpha", *parts.split())
-    arguments, wide_arguments = ({**none, **dict(zip(names, values, strict=True))} for values in (given, wide))
+    arguments: dict[str, Any] = {**none, **dict(zip(names, given, strict=True))}
+    wide_arguments: dict[str, Any] = {**none, **dict(zip(names, wide, strict=True))}
     wanted_y = squash_naive.squash(**wide_arguments, point=point)
     wanted = torch.autograd.grad(wanted_y, wide, up.double())
     with at_level(level):

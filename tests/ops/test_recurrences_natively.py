@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from fairway.core import native
 from fairway.core.seed import generator
+from fairway.ops.gla import fastest as gla
+from fairway.ops.retention import fastest as retention
 from fairway.ops.selective_scan import fastest as scan
+from fairway.ops.ssd import fastest as ssd
 from laws.levels import EVERY_LEVEL, at_level
 
 Tensors = tuple[Tensor, ...]
@@ -18,27 +23,54 @@ Results = list[Tensor]
 def _scan(discretisation: Any) -> Callable[..., tuple[Tensor, Tensors]]:
     def call(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
         (x, delta, B, C), (A, D) = inputs, weights
-        y, after = scan.selective_scan(x, delta, A, B, C, D, state and state[0], starts, discretisation)
+        y, after = scan.selective_scan(x, delta, A, B, C, D, state[0] if state else None, starts, discretisation)
         return y, (after,)
 
     return call
 
 
+def _plain(function: Any) -> Callable[..., tuple[Tensor, Tensors]]:
+    def call(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
+        y, after = function(*inputs, *weights, state[0] if state else None, starts)
+        return y, (after,)
+
+    return call
+
+
+def _ssd(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
+    (x, delta, B, C), (A, D) = inputs, weights
+    y, after = ssd.ssd(x, delta, A, B, C, D, state[0] if state else None, starts)
+    return y, (after,)
+
+
 FASTEST: dict[str, Callable[..., tuple[Tensor, Tensors]]] = {
     "selective_scan_euler": _scan("euler"),
     "selective_scan_zoh": _scan("zoh"),
+    "gla": _plain(gla.gla),
+    "retention": _plain(retention.retention),
+    "ssd": _ssd,
 }
 
 
 def widths(name: str, draw: Any, batch: int, length: int) -> tuple[Tensors, Tensors, Tensors]:
     """Sizes that fill no vector, and several."""
-    assert name.startswith("selective_scan")
-    x, delta = draw(batch, length, 37), draw(batch, length, 37).exp() / 4
-    inputs = (x, delta, draw(batch, length, 5), draw(batch, length, 5))
-    return inputs, (-draw(37, 5).exp(), draw(37)), (draw(batch, 37, 5),)
+    if name.startswith("selective_scan"):
+        x, delta = draw(batch, length, 37), draw(batch, length, 37).exp() / 4
+        inputs = (x, delta, draw(batch, length, 5), draw(batch, length, 5))
+        return inputs, (-draw(37, 5).exp(), draw(37)), (draw(batch, 37, 5),)
+    if name == "ssd":
+        x, delta = draw(batch, length, 6, 70), draw(batch, length, 6).exp() / 4
+        inputs = (x, delta, draw(batch, length, 2, 9), draw(batch, length, 2, 9))
+        return inputs, (-draw(6).exp(), draw(6)), (draw(batch, 6, 9, 70),)
+    q, k, v = draw(batch, length, 2, 19), draw(batch, length, 2, 19), draw(batch, length, 2, 70)
+    decays = (functional.logsigmoid(2 * draw(batch, length, 2, 19)),) if name == "gla" else ()
+    weights = () if name == "gla" else (-draw(2).abs() / 4,)
+    return (q, k, v, *decays), weights, (draw(batch, 2, 19, 70),)
 
 
-def everything(call: Any, dtype: torch.dtype, given: tuple[Tensors, Tensors, Tensors], starts: Tensor | None) -> Results:
+def everything(
+    call: Any, dtype: torch.dtype, given: tuple[Tensors, Tensors, Tensors], starts: Tensor | None
+) -> Results:
     """Output, states, and the gradient of a fixed weighting of them by every argument."""
     leaves = [tuple(x.detach().to(dtype).requires_grad_() for x in tensors) for tensors in given]
     output, after = call(*leaves, starts)
@@ -59,7 +91,7 @@ def close(seen: Results, wanted: Results, error: float = 2e-5) -> None:
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)
-@pytest.mark.parametrize("length", [0, 1, 16, 37])
+@pytest.mark.parametrize("length", [0, 1, 16, 32, 71])
 @pytest.mark.parametrize("name", FASTEST)
 def test_every_level_gives_what_the_definition_gives(
     name: str, length: int, level: str | None, ops: Any, draw: Any
@@ -100,13 +132,13 @@ def test_the_same_threads_give_the_same_bits(name: str, level: str | None, draw:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("level", native.LEVELS)
 @pytest.mark.parametrize("name", FASTEST)
 def test_what_is_not_a_number_reaches_all_that_follows_and_nothing_before(
     name: str, level: str | None, draw: Any
 ) -> None:
     inputs, weights, state = (tuple(x.float() for x in part) for part in widths(name, draw, 1, 37))
-    inputs[1][0, 20] = float("nan")
+    inputs[2 if name == "ssd" else 1][0, 20] = float("nan")
     with at_level(level):
         output, after = FASTEST[name](inputs, weights, state, None)
     assert output[0, :20].isfinite().all()
@@ -132,4 +164,8 @@ def test_the_registered_ops_are_differentiable_and_have_fakes(draw: Any) -> None
         op = torch.ops.fairway.selective_scan_native.default
         given = ((x, delta, A, B, C, D, state, starts, True), (x, delta, A, B, C, None, state, None, False))
         results = [torch.library.opcheck(op, arguments) for arguments in given]
+        (q, k, v, g), _, (state,) = (
+            tuple(part.float().requires_grad_() for part in parts) for parts in widths("gla", draw, 2, 19)
+        )
+        results += [torch.library.opcheck(torch.ops.fairway.gla.default, (q, k, v, g, state, starts))]
     assert all(set(result.values()) == {"SUCCESS"} for result in results)

@@ -124,15 +124,14 @@ def test_rwkv4_is_that_of_transformers() -> None:
 def test_the_carried_triple_of_wkv_is_that_of_transformers() -> None:
     raw, bonus = torch.randn(2, WIDTH, generator=generator(0, "wkv")).unbind(0)
     key, value = 3 * inputs(), inputs().flip(1)
-    _, their_state = theirs_rwkv.rwkv_linear_attention_cpu(
-        raw, bonus, key[:, :20], value[:, :20], return_state=True
-    )
+    _, their_state = theirs_rwkv.rwkv_linear_attention_cpu(raw, bonus, key[:, :20], value[:, :20], return_state=True)
     theirs, their_state = theirs_rwkv.rwkv_linear_attention_cpu(
         raw, bonus, key[:, 20:], value[:, 20:], their_state, True
     )
     _, state = wkv4(key[:, :20], value[:, :20], raw.exp(), bonus)
     output, state = wkv4(key[:, 20:], value[:, 20:], raw.exp(), bonus, state)
     torch.testing.assert_close(output, theirs, rtol=1e-4, atol=1e-5)
+    assert their_state is not None
     for one, other in zip(state, their_state, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -147,9 +146,7 @@ def test_initial_values_of_mamba_and_rwkv4_are_the_published_ones() -> None:
     assert step.min() >= 0.00099
     assert step.max() <= 0.1001
     assert mamba.step_ER.abs().max() <= mamba.rank**-0.5
-    model = theirs_rwkv.RwkvModel(
-        theirs_rwkv.RwkvConfig(hidden_size=WIDTH, num_hidden_layers=4, vocab_size=10)
-    )
+    model = theirs_rwkv.RwkvModel(theirs_rwkv.RwkvConfig(hidden_size=WIDTH, num_hidden_layers=4, vocab_size=10))
     for layer in range(4):
         rwkv: Any = Rwkv4Config().build(WIDTH, Site(layer, 4))
         initialise(rwkv, 0)

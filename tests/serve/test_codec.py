@@ -2,10 +2,10 @@
 
 import math
 
-import constriction
 import numpy as np
 import pytest
 import torch
+from constriction import stream  # pyrefly: ignore[missing-module-attribute]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,11 +106,11 @@ def test_weights_do_not_change_with_rounding_noise() -> None:
 
 
 def test_the_range_coder_can_code_what_has_no_weight() -> None:
-    family = constriction.stream.model.Categorical(perfect=False)
-    encoder = constriction.stream.queue.RangeEncoder()
+    family = stream.model.Categorical(perfect=False)
+    encoder = stream.queue.RangeEncoder()
     weights = codec.weights(torch.tensor([[0.0, -1e9, 0.0]]))
     encoder.encode(np.array([1], np.int32), family, weights)
-    decoder = constriction.stream.queue.RangeDecoder(encoder.get_compressed())
+    decoder = stream.queue.RangeDecoder(encoder.get_compressed())
     assert decoder.decode(family, weights).tolist() == [1]
 
 

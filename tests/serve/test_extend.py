@@ -12,7 +12,9 @@ from fairway.serve.load import load
 from fairway.serve.model import Model
 
 
-def test_the_new_file_has_the_same_weights_a_longer_context_and_names_its_origin(artifact: Path, tmp_path: Path) -> None:
+def test_the_new_file_has_the_same_weights_a_longer_context_and_names_its_origin(
+    artifact: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "long.fwy"
     assert extend(artifact, 48, "yarn", out) == out.stat().st_size
     before, after = load(artifact), load(out)

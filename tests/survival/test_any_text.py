@@ -31,7 +31,9 @@ def prepared(folder: Path, tokenizer: str, texts: dict[str, bytes]) -> Manifest:
     source = folder / "text"
     source.mkdir(parents=True)
     for number in range(30):
-        (source / f"{number}.txt").write_text(f"{number} an ordinary text, with words and a number {number * 7919}. " * 6)
+        (source / f"{number}.txt").write_text(
+            f"{number} an ordinary text, with words and a number {number * 7919}. " * 6
+        )
     for number, data in enumerate(texts.values()):
         (source / f"wild{number}.txt").write_bytes(data)
     settings = [f"source.path={source}", "source.kind=text", f"tokenizer.kind={tokenizer}", "validation_fraction=0.2"]

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from survival.trainers import recipe
 from torch import Tensor
 
 from fairway.core.errors import TrainingError
@@ -15,7 +14,9 @@ from fairway.core.storage import read_journal
 from fairway.data.batches import Batch
 from fairway.model.lm import Output
 from fairway.run import Run, load_recipe
+from fairway.train.loop import Loop
 from fairway.train.parts import Hook, Trainee
+from survival.trainers import recipe
 
 STEPS, BAD = 8, 3
 
@@ -59,8 +60,7 @@ def trained(home: Path, name: str, hook: Hook, *assignments: str) -> SimpleNames
     return SimpleNamespace(loop=loop, log=log, error=error)
 
 
-def finite(loop: object) -> bool:
-    assert hasattr(loop, "model")
+def finite(loop: Loop) -> bool:
     tensors = [*loop.model.parameters(), *loop.optimizer.state().values(), *loop.average.state().values()]
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point())
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from survival.trainers import Zygote, latest, recipe, training
 
 from fairway.core import storage
 from fairway.core.storage import read_journal
+from survival.trainers import Zygote, latest, recipe, training
 
 STEPS = 12
 
@@ -52,7 +52,9 @@ def test_another_recipe_is_refused_with_the_setting_named(zygote: Zygote, run: P
     assert "--allow-changes" in said
 
 
-def test_a_recipe_edited_in_the_folder_is_refused_with_the_setting_named(zygote: Zygote, run: Path, tmp_path: Path) -> None:
+def test_a_recipe_edited_in_the_folder_is_refused_with_the_setting_named(
+    zygote: Zygote, run: Path, tmp_path: Path
+) -> None:
     plain = yaml.safe_load((run / "recipe.yaml").read_text())
     plain["train"]["batch"] = 2
     (run / "recipe.yaml").write_text(yaml.safe_dump(plain))
@@ -109,7 +111,9 @@ def test_an_allowed_change_is_recorded_and_the_run_goes_on(zygote: Zygote, run: 
     assert again.code == 0, again.said
 
 
-def test_a_change_that_the_weights_cannot_follow_is_refused_even_then(zygote: Zygote, run: Path, tmp_path: Path) -> None:
+def test_a_change_that_the_weights_cannot_follow_is_refused_even_then(
+    zygote: Zygote, run: Path, tmp_path: Path
+) -> None:
     for change in ("model.width=24", "train.optimizer.kind=adamw"):
         arguments = training(tmp_path / "recipe.yaml", run, change)
         said = refusal(zygote, *arguments, "--allow-changes", said=tmp_path / "said")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifact.forging import honest
-from survival.damage import KINDS, Damage, Verdicts, artifact_damage, checkpoint_damage, shard_damage
-from survival.trainers import Zygote, latest, recipe, training
 
+from artifact.forging import honest
 from fairway.core import storage
 from fairway.core.errors import DataError, StorageError
 from fairway.data.batches import Batches
 from fairway.data.manifest import Manifest
+from survival.damage import KINDS, Damage, Verdicts, artifact_damage, checkpoint_damage, shard_damage
+from survival.trainers import Zygote, latest, recipe, training
 
 FAST, SLOW = 250, 10_000
 TARGETS = ("checkpoint", "shards", "artifact")

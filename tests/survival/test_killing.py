@@ -4,9 +4,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from survival.trainers import Killing, Toll, Zygote, outcome, recipe, training, unloadable, wait_until
 
 from fairway.core.storage import LOCK, read_journal
+from survival.trainers import Killing, Toll, Zygote, outcome, recipe, training, unloadable, wait_until
 
 FAST_KILLS, SLOW_KILLS = 20, 300
 FAST_STEPS = 24

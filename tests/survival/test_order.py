@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from survival.trainers import recipe
 from torch import Tensor
 
 from fairway.core.log import silent
@@ -11,6 +10,7 @@ from fairway.data.batches import Batch, Batches
 from fairway.model.lm import Output
 from fairway.run import Run, load_recipe
 from fairway.train.parts import Hook, Trainee
+from survival.trainers import recipe
 
 STEPS, ROWS, CONTEXT = 6, 12, 16
 
@@ -48,22 +48,16 @@ def rows(home: Path, name: str, *assignments: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 12])
-def test_any_micro_batch_trains_on_the_same_list_of_rows(
-    micro_batch: int, home: Path, wanted: list[list[int]]
-) -> None:
+def test_any_micro_batch_trains_on_the_same_list_of_rows(micro_batch: int, home: Path, wanted: list[list[int]]) -> None:
     assert len(wanted) == STEPS * ROWS
     assert rows(home, f"micro-{micro_batch}", f"train.micro_batch={micro_batch}") == wanted
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
-def test_any_number_of_ranks_reads_the_rows_that_one_trains_on(
-    world: int, home: Path, wanted: list[list[int]]
-) -> None:
+def test_any_number_of_ranks_reads_the_rows_that_one_trains_on(world: int, home: Path, wanted: list[list[int]]) -> None:
     run = Run.open(home / "whole")
     batches = Batches(run.prepare(silent), run.recipe.seed)
-    shared = [
-        batches.at(step, ROWS, CONTEXT, rank, world).tokens_BT for step in range(STEPS) for rank in range(world)
-    ]
+    shared = [batches.at(step, ROWS, CONTEXT, rank, world).tokens_BT for step in range(STEPS) for rank in range(world)]
     assert [row for part in shared for row in part.tolist()] == wanted
 
 

@@ -119,7 +119,11 @@ def recipe(home: Path, steps: int = STEPS) -> Path:
     plain = {
         "name": "survivor",
         "budget": {"bytes": "20kB", "steps": steps},
-        "data": {"source": {"kind": "text", "path": str(text)}, "tokenizer": {"kind": "byte"}, "validation_fraction": 0.2},
+        "data": {
+            "source": {"kind": "text", "path": str(text)},
+            "tokenizer": {"kind": "byte"},
+            "validation_fraction": 0.2,
+        },
         "model": {"width": 16, "context": 16, "depth": 1, "mixer": {"kind": "attention", "heads": 2}},
         "train": {"batch": 4, "precision": {"kind": "fp32"}, "checkpoint_every": 0.004, "average": {"start": 0.2}},
     }

@@ -1,10 +1,11 @@
-"""Becomes training processes on demand: loads the library once, then forks one real process for every command it is told.
+"""Becomes training processes on demand: loads the library once, then forks one real process for every command.
 
     python zygote.py
 
-Reads one JSON object a line: `arguments` of `fairway`, `stderr` (a file), and optionally `environment`, `largest_file` (bytes, for
-RLIMIT_FSIZE), `die_at` (the fault point, counted from 0, at which the process kills itself), `trace` (a file that gets the name of
-every fault point passed). Answers `{"pid": ...}` at once, and `{"pid": ..., "code": ...}` when asked to `wait` for it.
+Reads one JSON object a line: `arguments` of `fairway`, `stderr` (a file), and optionally `largest_file` (bytes, for
+RLIMIT_FSIZE), `die_at` (the fault point, counted from 0, at which the process kills itself), `trace` (a file that gets
+the name of every fault point passed). Answers `{"pid": ...}` at once, and `{"pid": ..., "code": ...}` when asked to
+`wait` for it.
 """
 
 import json
@@ -12,12 +13,13 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # PyTorch's custom operators load it at their first call, anew in every process otherwise
+import torch._dynamo  # loaded by the first custom operator otherwise, in every process anew
 
 from fairway import run as composition
 from fairway.cli.console import application
@@ -55,10 +57,9 @@ def _forked(command: dict[str, Any]) -> int:
         with storage.faults(_hook(command)):
             code = application.invoke(command["arguments"])
     except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _prepare(command: dict[str, Any]) -> None:
@@ -68,7 +69,6 @@ def _prepare(command: dict[str, Any]) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(nothing.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update(command.get("environment", {}))
     if "largest_file" in command:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (command["largest_file"],) * 2)

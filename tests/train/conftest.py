@@ -36,7 +36,11 @@ def make_loop(manifest: Manifest, tmp_path: Path) -> Callable[..., Loop]:
     """Makes a loop in the test's folder: `make_loop("batch=4", steps=12, hooks=[...])`."""
 
     def make(
-        *assignments: str, steps: int | None = 12, seconds: float = 60.0, folder: str = "run", hooks: list[Hook] | None = None,
+        *assignments: str,
+        steps: int | None = 12,
+        seconds: float = 60.0,
+        folder: str = "run",
+        hooks: list[Hook] | None = None,
         facts: dict[str, Any] | None = None,
     ) -> Loop:
         model = ModelConfig.read(override({}, MODEL)).build(manifest.tokenizer.vocabulary, seed=1)

@@ -68,7 +68,7 @@ def loop_of(way: str, data: Path, folder: Path, team: Team = ALONE) -> Loop:
     config = ModelConfig.read(override({}, ["width=16", "context=16", "depth=2", "mixer.heads=2"]))
     train = TrainConfig.read(override({}, [*BASE, *WAYS[way]]))
     model = config.build(manifest.tokenizer.vocabulary, seed=1)
-    hooks: list[Hook] = {"poisoned": [Poison(team)], "stopped": [Stop(team)], "stopped_fsdp": [Stop(team)]}.get(way, [])
+    hooks: list[Hook] = [Poison(team)] if way == "poisoned" else [Stop(team)] if way.startswith("stopped") else []
     meter = Meter(1.0, model.flops(16))
     return Loop(model, Batches(manifest, 1), train, Budget(steps=STEPS), 1, folder / way, {}, meter, hooks, team)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from train.ranks import STEPS, WAYS, loop_of
 
 from fairway.core.errors import CheckpointError, ConfigError
 from fairway.core.log import Event, silent
@@ -18,6 +17,7 @@ from fairway.train import distributed
 from fairway.train.distributed import ALONE, Team
 from fairway.train.loop import Loop
 from fairway.train.parts import Hook
+from train.ranks import STEPS, WAYS, loop_of
 
 CURVES = ("ddp", "all_update", "fsdp", "adamw", "staged", "poisoned")
 MakeLoop = Callable[..., Loop]
@@ -92,13 +92,28 @@ def test_the_optimizers_state_is_whole_in_a_checkpoint(trained: Path, manifest: 
     state = again.optimizer.state()
     assert state.keys() == alone.optimizer.state().keys()
     for name, tensor in alone.optimizer.state().items():
-        assert not tensor.is_floating_point() or tensor.norm().item() == pytest.approx(state[name].norm().item(), rel=1e-3)
+        assert not tensor.is_floating_point() or tensor.norm().item() == pytest.approx(
+            state[name].norm().item(), rel=1e-3
+        )
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused_before_training(make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_ranks_cannot_share_is_refused_before_training(
+    make_loop: MakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def on_three(*assignments: str, hooks: list[Hook] | None = None) -> None:
         made = make_loop(*assignments)
-        Loop(made.model, made.batches, made.config, made.clock.budget, 1, made.folder, {}, made.meter, hooks or [], Team(0, 3))
+        Loop(
+            made.model,
+            made.batches,
+            made.config,
+            made.clock.budget,
+            1,
+            made.folder,
+            {},
+            made.meter,
+            hooks or [],
+            Team(0, 3),
+        )
 
     monkeypatch.setattr(Team, "sum", lambda self, values: list(values))  # noqa: ARG005
     with pytest.raises(ConfigError, match="batch of 4 rows"):

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fairway.core.budget import Budget
 from fairway.core.config import override
 from fairway.core.errors import ConfigError, Interrupted
 from fairway.core.log import silent
 from fairway.core.storage import read_journal
 from fairway.data.manifest import Manifest
-from fairway.core.budget import Budget
 from fairway.data.tokenizer.bpe import BpeTokenizer
 from fairway.data.tokenizer.byte import ByteTokenizer
 from fairway.model.lm import LanguageModel, ModelConfig
@@ -130,7 +130,7 @@ def test_accumulation_over_micro_batches_is_one_batch(
 
 
 def test_a_cache_gives_what_it_stored_and_the_teacher_does_not_run_again(
-    make_loop: MakeLoop, manifest: Manifest, teacher: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_loop: MakeLoop, manifest: Manifest, teacher: LanguageModel, tmp_path: Path
 ) -> None:
     changes = (f"cache={tmp_path / 'cache'}", "top_k=6")
     loop = taught(make_loop, manifest, teacher, *changes, folder="first")
@@ -139,7 +139,7 @@ def test_a_cache_gives_what_it_stored_and_the_teacher_does_not_run_again(
     live.run(silent)
     assert figures(loop, "distill/loss")[:3] == pytest.approx(figures(live, "distill/loss")[:3], rel=2e-3)
     asked: list[int] = []
-    handle = teacher.register_forward_pre_hook(lambda module, inputs: asked.append(1))
+    handle = teacher.register_forward_pre_hook(lambda *_: asked.append(1))
     second = taught(make_loop, manifest, teacher, *changes, folder="second").run(silent)
     handle.remove()
     assert not asked

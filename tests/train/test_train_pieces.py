@@ -42,7 +42,7 @@ def test_progress_by_time_goes_on_from_the_seconds_before_a_resume() -> None:
 def test_the_average_is_the_recurrence_and_starts_when_told() -> None:
     model = nn.Linear(1, 1, bias=False).double()
     average = Average(model, AverageConfig(horizon=0.1, start=0.5))
-    weights, expected = [1.0, 2.0, 4.0, 8.0], None
+    weights, expected = [1.0, 2.0, 4.0, 8.0], math.nan
     for index, weight in enumerate(weights):
         nn.init.constant_(model.weight, weight)
         average.update(progress=index / 4, planned_steps=40)
@@ -69,7 +69,9 @@ def test_bits_per_byte_and_utilisation_follow_from_their_definitions() -> None:
 
 
 def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary(manifest: Manifest) -> None:
-    model = ModelConfig.read(override({}, ["width=16", "context=16", "depth=1", "mixer.heads=2", "embedding.deviation=1e-9"]))
+    model = ModelConfig.read(
+        override({}, ["width=16", "context=16", "depth=1", "mixer.heads=2", "embedding.deviation=1e-9"])
+    )
     network = model.build(manifest.tokenizer.vocabulary, seed=0)
     watching = Validation(manifest, Meter(1.0, 1.0), 16, ValidationConfig(windows=3))
     assert watching.windows_BT.shape == (3, 17)
@@ -79,7 +81,9 @@ def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary(manifest: Manifes
 
 def test_a_checkpoint_comes_back_exactly_and_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoints.save_checkpoint(tmp_path, step, {"model": {"w": torch.full((2,), step)}, "empty": {}}, {"fact": "x"})
+        checkpoints.save_checkpoint(
+            tmp_path, step, {"model": {"w": torch.full((2,), step)}, "empty": {}}, {"fact": "x"}
+        )
     found = checkpoints.latest_checkpoint(tmp_path, silent)
     assert found is not None
     assert found.step == 3
@@ -124,7 +128,9 @@ def test_checkpoints_that_are_all_damaged_are_an_error(tmp_path: Path) -> None:
         checkpoints.latest_checkpoint(tmp_path, silent)
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoints, "free_bytes", lambda folder: 10)  # noqa: ARG005
     with pytest.raises(StorageError, match="10 bytes free"):
         checkpoints.save_checkpoint(tmp_path / "new", 1, {"model": {"w": torch.ones(3)}}, {})

@@ -1,9 +1,9 @@
 """Interleaved asymmetric numeral systems: many coders side by side share one stream of 16-bit words: the definition.
 
-Symbol i belongs to lane i mod L. A lane's state x lies in [2^16, 2^32). Decoding takes the place s whose span
-[c_s, c_s + f_s) holds `x mod 2^p`, sets `x = f_s floor(x / 2^p) + x mod 2^p - c_s`, and below 2^16 takes in the next word:
-`x = 2^16 x + word`; lanes take words in their order. Encoding is the inverse from the last symbol to the first, so it ends
-with the states that decoding begins with; decoding ends with every state at 2^16 and no word left. Duda 2009
+Symbol i belongs to lane i mod L. A lane's state x lies in [2^16, 2^32). Decoding takes the place s whose span [c_s,
+c_s + f_s) holds `x mod 2^p`, sets `x = f_s floor(x / 2^p) + x mod 2^p - c_s`, and below 2^16 takes in the next word:
+`x = 2^16 x + word`; lanes take words in their order. Encoding is the inverse from the last symbol to the first, so it
+ends with the states that decoding begins with; decoding ends with every state at 2^16 and no word left. Duda 2009
 (arXiv:0902.0271), Giesen 2014 (arXiv:1402.3392).
 """
 

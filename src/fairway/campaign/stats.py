@@ -1,8 +1,8 @@
 """Statistics of small samples: is the difference of two arms more than their seeds explain?
 
-Welch's test (1947): `t = (m_a - m_b) / sqrt(s_a^2 / n_a + s_b^2 / n_b)`, degrees of freedom after Welch and Satterthwaite,
-two-sided. Pooled sigma: `sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1))`. Several tests of one question are corrected by Holm's
-step-down procedure (1979), which holds whatever their dependence.
+Welch's test (1947): `t = (m_a - m_b) / sqrt(s_a^2 / n_a + s_b^2 / n_b)`, degrees of freedom after Welch and
+Satterthwaite, two-sided. Pooled sigma: `sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1))`. Several tests of one question are
+corrected by Holm's step-down procedure (1979), which holds whatever their dependence.
 """
 
 import math

@@ -1,7 +1,7 @@
 """`fairway compress-text`: any file in as few bytes as a model can."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -13,11 +13,14 @@ GROUP = "Using a model"
 def compress_text(
     artifact: Annotated[str, Parameter(help="A `.fwy` file, or a run's folder; `decompress-text` needs the same.")],
     source: Annotated[Path, Parameter(help="The file to compress; any bytes.")],
-    target: Annotated[Path | None, Parameter(help="Where to write; the source with `.fwyz` added if not given.")] = None,
+    target: Annotated[
+        Path | None, Parameter(help="Where to write; the source with `.fwyz` added if not given.")
+    ] = None,
     /,
     *,
     fast: Annotated[
-        bool, Parameter(negative="", help="Compute in fp32: about twice as fast, readable on machines that round alike.")
+        bool,
+        Parameter(negative="", help="Compute in fp32: about twice as fast, readable on machines that round alike."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -35,7 +38,7 @@ def compress_text(
     target = target or source.with_name(source.name + ".fwyz")
     compressed = load(artifact_path(artifact)).compress(data, precision="fp32" if fast else "fp64")
     write_bytes(target, compressed)
-    facts = {"file": target, "bytes": len(compressed), "bytes_before": len(data)}
+    facts: dict[str, Any] = {"file": target, "bytes": len(compressed), "bytes_before": len(data)}
     if data:
         facts["bits_per_byte"] = 8 * len(compressed) / len(data)
     output.print_json(facts) if json else output.print_facts("", facts)

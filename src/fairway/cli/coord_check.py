@@ -17,7 +17,9 @@ def coord_check(
     widths: Annotated[str, Parameter(help="From the base width up, with commas.")] = "32,64,128,256",
     steps: Annotated[int, Parameter(help="Training steps before measuring.")] = 4,
     seeds: Annotated[int, Parameter(help="Models to average over.")] = 3,
-    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where text and plots go.")] = Path("runs/coord-check"),
+    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where text and plots go.")] = Path(
+        "runs/coord-check"
+    ),
     json: Json = False,
 ) -> None:
     """Measure how much a few steps change every layer's output at several widths, with and without muP, and plot it.

@@ -16,11 +16,14 @@ def evaluate(
     *settings: Annotated[str, Parameter(help="Settings of the score, such as `stride=32` or `mode=plain`.")],
     text: Annotated[tuple[Path, ...], Parameter(help="Files or folders to score on; each file is one document.")] = (),
     prove: Annotated[
-        bool, Parameter(negative="", help="Confirm the score: really compress the text with the artifact, and get it back.")
+        bool,
+        Parameter(negative="", help="Confirm the score: really compress the text with the artifact, and get it back."),
     ] = False,
     adapt: Annotated[
         str | None,
-        Parameter(help="Let the model learn from text already scored: `lora`, `full`, or settings as `method=lora,rank=4`."),
+        Parameter(
+            help="Let the model learn from text already scored: `lora`, `full`, or settings as `method=lora,rank=4`."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -15,7 +15,9 @@ def find_rate(
     /,
     *overrides: Overrides,
     steps: Annotated[int, Parameter(help="Steps from the lowest rate to the highest.")] = 100,
-    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where the prepared text goes.")] = Path("runs/find-rate"),
+    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where the prepared text goes.")] = Path(
+        "runs/find-rate"
+    ),
     json: Json = False,
 ) -> None:
     """Raise the learning rate from step to step until the loss explodes, and suggest where it fell fastest.

@@ -14,7 +14,9 @@ def health(
     target: Target = "",
     /,
     *overrides: Overrides,
-    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where the prepared text goes.")] = Path("runs/health"),
+    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where the prepared text goes.")] = Path(
+        "runs/health"
+    ),
     json: Json = False,
 ) -> None:
     """Show norms of weights, gradients and activations layer by layer, and units that are dead, on one training batch.

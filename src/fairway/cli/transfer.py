@@ -18,7 +18,9 @@ def transfer(
     factors: Annotated[str, Parameter(help="Powers of two on the recipe's learning rates: first, last.")] = "-4,4",
     steps: Annotated[int, Parameter(help="Training steps of each run.")] = 100,
     seeds: Annotated[int, Parameter(help="Runs to average over.")] = 1,
-    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where text and plots go.")] = Path("runs/transfer"),
+    folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where text and plots go.")] = Path(
+        "runs/transfer"
+    ),
     json: Json = False,
 ) -> None:
     """Train several widths at several learning rates, with and without muP; show the best rate of each width and plot.

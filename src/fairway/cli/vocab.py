@@ -1,13 +1,26 @@
 """`fairway vocab`: the size of vocabulary that suits a text and a budget."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from fairway.cli.console.options import Json, Overrides, RecipePath
 
 GROUP = "Making a model"
+CELLS: dict[str, Callable[[Any], object]] = {
+    "ids": lambda row: row.vocabulary,
+    "tokens/byte": lambda row: row.tokens_per_byte,
+    "model": lambda row: f"{row.width} x {row.layers}",
+    "table bytes": lambda row: row.embedding_bytes,
+    "artifact": lambda row: row.artifact_bytes,
+    "MFLOP/byte": lambda row: row.flops_per_byte / 1e6,
+    "MB seen": lambda row: row.bytes_seen / 1e6,
+    "predicted": lambda row: row.predicted,
+    "measured": lambda row: row.measured,
+}
+"""The columns of the table."""
 
 
 def vocab(
@@ -47,32 +60,8 @@ def vocab(
     if json:
         output.print_json({**found.plain(), "plot": drawing})
         return
-    columns = (
-        "ids",
-        "tokens/byte",
-        "model",
-        "table bytes",
-        "artifact",
-        "MFLOP/byte",
-        "MB seen",
-        "predicted",
-        "measured",
-    )
-    rows = [
-        (
-            row.vocabulary,
-            row.tokens_per_byte,
-            f"{row.width} x {row.layers}",
-            row.embedding_bytes,
-            row.artifact_bytes,
-            row.flops_per_byte / 1e6,
-            row.bytes_seen / 1e6,
-            row.predicted,
-            row.measured,
-        )
-        for row in found.rows
-    ]
-    output.print_table("Vocabularies at equal bytes and seconds", columns, rows)
+    rows = [[cell(row) for cell in CELLS.values()] for row in found.rows]
+    output.print_table("Vocabularies at equal bytes and seconds", tuple(CELLS), rows)
     for left, reason in found.left_out.items():
         print(f"{left:,} ids are left out: {reason}")
     how = "predicted" if found.best.measured is None else "measured"

@@ -76,6 +76,19 @@ def linear_weights(model: LanguageModel) -> dict[Linear, str]:
     return {module: names[id(module.weight)] for module in model.modules() if isinstance(module, Linear)}
 
 
+def last_inputs(model: LanguageModel, tokens_BT: Tensor) -> dict[str, Tensor]:
+    """What every linear map that is reached saw in the last row of its last use, (C), by its weight's name."""
+    found: dict[str, Tensor] = {}
+
+    def see(name: str, x_NC: Tensor) -> None:
+        if len(x_NC):
+            found[name] = x_NC[-1].float().clone()
+
+    with _watched(model, see):
+        _forward(model, [tokens_BT])
+    return found
+
+
 class _Sum:
     """Accumulates x x^T in float64 over pieces summed in float32."""
 

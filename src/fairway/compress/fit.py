@@ -6,7 +6,7 @@ the finest step worth storing is left smaller than the cap.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fairway.compress.calibrate import linear_weights, sequentially
 from fairway.compress.parts import Piece, Quantizer, Statistics
 from fairway.compress.plan import CompressConfig
 from fairway.compress.predict import finer, is_quantized, predict_strength
+from fairway.compress.sensitivity import shifts
 from fairway.core.errors import BudgetError
 from fairway.core.log import Event, Listener, say_once, silent
 from fairway.model.lm import LanguageModel
@@ -81,9 +82,10 @@ def compress_model(
     pruned = config.prune.build().prune(copy.deepcopy(model).cpu().float(), texts, listener)
     source, kept = pruned.model.requires_grad_(False), pruned.kept
     quantizer = config.quantize.build()
+    moved = {} if config.sensitivity == "none" else shifts(source, texts, config.sensitivity, kept)
 
     def attempt(strength: float) -> _Attempt:
-        tensors = quantized(source, quantizer, strength, config, kept, texts, listener)
+        tensors = quantized(source, quantizer, strength, config, kept, texts, listener, moved)
         contents = Contents(
             source.config.plain(),
             source.vocabulary,
@@ -111,8 +113,12 @@ def quantized(
     kept: dict[str, Tensor],
     calibration: Sequence[Tensor],
     listener: Listener = silent,
+    moved: Mapping[str, float] | None = None,
 ) -> dict[str, Packed]:
-    """Every parameter of a model as integers, each exactly once, in the model's order."""
+    """Every parameter of a model as integers, each exactly once, in the model's order.
+
+    `moved`: what to add to the strength of each parameter in place of what its role adds.
+    """
     roles = parameter_roles(source)
     packed: dict[str, Packed] = {}
 
@@ -123,7 +129,8 @@ def quantized(
             rows_RC = weight.detach().reshape(-1, shape[-1])
             mask = kept[name].reshape(rows_RC.shape) if name in kept else None
             piece = Piece(name, role, shape, rows_RC, statistics, mask)
-            packed[name] = quantizer.quantize(piece, strength + finer(role, config.embedding_finer))
+            own = moved[name] if moved else finer(role, config.embedding_finer)
+            packed[name] = quantizer.quantize(piece, min(strength + own, max(strength, quantizer.coarsest)))
         else:
             packed[name] = pack_raw(weight, "float32" if role is Role.DECAY else "float16")
 

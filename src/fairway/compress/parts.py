@@ -6,7 +6,7 @@ Shape key: R rows (outputs, or all leading dimensions together), C columns (inpu
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from fairway.train.parts import Hook
 
 QUANTIZED = frozenset({Role.MATRIX, Role.EMBEDDING, Role.HEAD, Role.ROUTER})
 """Roles whose parameters are quantised and may be pruned; all others are stored as floating-point numbers."""
+
+Sensitivity = Literal["none", "fisher", "hutchinson"]
+"""Curvature by which steps are chosen for each tensor."""
 
 
 @dataclass(frozen=True)

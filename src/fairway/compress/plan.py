@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from fairway.artifact.parts import CODERS, CoderConfig
-from fairway.compress.parts import PrunerConfig, QuantizerConfig
+from fairway.compress.parts import PrunerConfig, QuantizerConfig, Sensitivity
 from fairway.core.config import Config, Slot
 
 QUANTIZERS = Slot("fairway.compress.quantize", "rtn")
@@ -21,6 +21,10 @@ class CompressConfig(Config):
     embedding_finer: float = Field(default=2.0, gt=0, le=64)
     """How many times finer the step of embeddings, heads and routers is than that of matrices, relative to
     their deviations.
+    """
+    sensitivity: Sensitivity = "none"
+    """Choose each tensor's step by how much the loss feels it, instead of `embedding_finer`: by the Fisher
+    information, or by the Hessian's trace from random probes.
     """
     margin: int = Field(default=0, ge=0)
     """Bytes of the cap to leave free, as for code that is counted with the file."""

@@ -68,12 +68,7 @@ def build(config: DataConfig, folder: Path, progress: Progress, tokenizer: Token
     encoder = _Encoder(config, spooled, tokenizer, folder, progress)
     splits = {"validation": encoder.encode("validation", validation), "train": encoder.encode("train", train)}
     if encoder.lossy and not config.tokenizer.accepts_loss:
-        raise TokenizerError(
-            f"The {tokenizer.kind} tokenizer loses something of {encoder.lossy} of {len(spooled.digests)} "
-            f"documents, first of the one with SHA-256 {spooled.digests[encoder.first_lossy].hex()}...; "
-            "scores would not be of the text. "
-            "Set data.tokenizer.accept_loss=true to go on all the same."
-        )
+        raise _loses_text(encoder, spooled, tokenizer)
     progress(0.95, "comparing the splits")
     shared = shared_runs(spooled.texts(train), spooled.texts(validation))
     storage.write_bytes(folder / VALIDATION_FILE, b"".join(spooled.texts(validation)))
@@ -97,6 +92,14 @@ def build(config: DataConfig, folder: Path, progress: Progress, tokenizer: Token
             "lossless": tokenizer.lossless,
         },
     }
+
+
+def _loses_text(encoder: "_Encoder", spooled: Spool, tokenizer: Tokenizer) -> TokenizerError:
+    return TokenizerError(
+        f"The {tokenizer.kind} tokenizer loses something of {encoder.lossy} of {len(spooled.digests)} documents, first "
+        f"of the one with SHA-256 {spooled.digests[encoder.first_lossy].hex()}...; scores would not be of the text. "
+        "Set data.tokenizer.accept_loss=true to go on all the same."
+    )
 
 
 def index_name(split: Split) -> str:

@@ -41,7 +41,9 @@ class PositionCurve:
         return math.fsum(value * count for value, count, kept in bits if kept) / weight if weight else math.nan
 
 
-def by_position(model: Model, documents: Sequence[bytes], length: int, bins: int = 32, name: str = "model") -> PositionCurve:
+def by_position(
+    model: Model, documents: Sequence[bytes], length: int, bins: int = 32, name: str = "model"
+) -> PositionCurve:
     """The curve of a model over windows of `length` tokens, in at most `bins` bins of equal width.
 
     Raises `EvaluationError` where the text does not fill one window.

@@ -8,9 +8,9 @@ With teacher t and student s over the outcomes m, `g_m = dD / d log s_m` where e
     skew       KL(t || m), m = b t + (1-b) s                             g = -t (1-b) s / m
     skew back  KL(s || m), m = b s + (1-b) t                             g = s (log(s/m) + 1 - b s/m)
 
-Jensen: Agarwal et al. 2023 (arXiv:2306.13649); divided by b it tends to the forward KL as b -> 0, divided by 1 - b to the
-reverse one as b -> 1. Skew: Ko et al. 2024 (arXiv:2402.03898). An outcome of probability zero counts nothing where the
-definition's limit does. Shape key: N tokens, M outcomes.
+Jensen: Agarwal et al. 2023 (arXiv:2306.13649); divided by b it tends to the forward KL as b -> 0, divided by 1 - b to
+the reverse one as b -> 1. Skew: Ko et al. 2024 (arXiv:2402.03898). An outcome of probability zero counts nothing where
+the definition's limit does. Shape key: N tokens, M outcomes.
 """
 
 import math

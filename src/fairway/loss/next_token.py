@@ -1,9 +1,9 @@
 """Cross-entropy of the next token, without ever holding the logits of the whole batch.
 
-`L = mean_t (logsumexp(l_t) - l_t[target_t]) + z * mean_t logsumexp(l_t)^2`, `l = c tanh(logits / c)` under a soft cap c. Tokens are
-taken in chunks; each chunk's logits live only until they have become their own gradient. The z term keeps the normaliser near one
-(Chowdhery et al. 2022, arXiv:2204.02311). Further terms of the same logits, such as a teacher's, are added chunk by chunk. Shape
-key: N tokens (batch and time flattened), D width, V vocabulary.
+`L = mean_t (logsumexp(l_t) - l_t[target_t]) + z * mean_t logsumexp(l_t)^2`, `l = c tanh(logits / c)` under a soft cap
+c. Tokens are taken in chunks; each chunk's logits live only until they have become their own gradient. The z term keeps
+the normaliser near one (Chowdhery et al. 2022, arXiv:2204.02311). Further terms of the same logits, such as a
+teacher's, are added chunk by chunk. Shape key: N tokens (batch and time flattened), D width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class NextTokenConfig(Config):
 
 
 Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""A further loss of the logits after the soft cap: (logits_NV, which tokens these are) -> (value_N, its slope by them, NV)."""
+"""A further loss of the logits after the soft cap: (logits_NV, which tokens these are) -> (value_N, slope_NV)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Texts drawn from one model, or token by token from a mixture of several, through their decoding states.
 
-`y_t ~ sum_i share_i softmax(logits_i(y_<t) / temperature)`; temperature 0 takes the likeliest token. A text ends with its
-first boundary; what is drawn behind it is marked as not kept. Shape key: B texts, T prompt, S drawn tokens, V vocabulary.
+`y_t ~ sum_i share_i softmax(logits_i(y_<t) / temperature)`; temperature 0 takes the likeliest token. A text ends with
+its first boundary; what is drawn behind it is marked as not kept. Shape key: B texts, T prompt, S drawn tokens, V
+vocabulary.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """What some layers of a model put out in its last forward pass.
 
-Layers are counted by use, so a block that is applied three times is three layers. What a recomputed layer does during the
-backward pass is not looked at.
+Layers are counted by use, so a block that is applied three times is three layers. What a recomputed layer does during
+the backward pass is not looked at.
 """
 
 import math
@@ -63,7 +63,7 @@ def _part(block: Block, name: str) -> nn.Module:
     part = getattr(block.mixer, name, None)
     if not isinstance(part, nn.Module):
         raise ConfigError(
-            f"The mixer {type(block.mixer).__name__} has no {name}s to compare; attention has, and distill.loss.of=hint or "
-            "attention would work with any mixer."
+            f"The mixer {type(block.mixer).__name__} has no {name}s to compare; attention has, and "
+            "distill.loss.of=hint or attention would work with any mixer."
         )
     return part

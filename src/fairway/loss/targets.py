@@ -1,9 +1,9 @@
 """What a teacher says of the next token: all of its distribution, or its k likeliest tokens and the mass of the rest.
 
-The rest is one outcome of its own. Both distributions are folded alike, so a divergence of what is left is a lower bound of
-the whole one (data processing), and equals it where k is the vocabulary. At temperature T both sides are
-`softmax(logits / T)`, and the divergence is multiplied by T^2, so that its gradient keeps its size as T grows
-(Hinton et al. 2015, arXiv:1503.02531). Shape key: N tokens, V vocabulary, K likeliest tokens, M outcomes (V, or K + 1).
+The rest is one outcome of its own. Both distributions are folded alike, so a divergence of what is left is a lower
+bound of the whole one (data processing), and equals it where k is the vocabulary. At temperature T both sides are
+`softmax(logits / T)`, and the divergence is multiplied by T^2, so that its gradient keeps its size as T grows (Hinton
+et al. 2015, arXiv:1503.02531). Shape key: N tokens, V vocabulary, K likeliest tokens, M outcomes (V, or K + 1).
 """
 
 import math

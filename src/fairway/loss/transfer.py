@@ -1,10 +1,9 @@
 """The contract of distillation: what a technique may look at, and what it adds to the loss.
 
-`L = (1 - alpha) CE + alpha (the technique's term)`. A term over the training batch's own tokens is a `TokenTerm`, which the
-next-token loss computes from the same logits; anything else is a `Distiller.loss`. Shape key: B batch, T time.
+`L = (1 - alpha) CE + alpha (the technique's term)`. A term over the training batch's own tokens is a `TokenTerm`, which
+the next-token loss computes from the same logits; anything else is a `Distiller.loss`. Shape key: B batch, T time.
 """
 
-from abc import ABC
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +51,7 @@ class Lesson:
         return self.teacher(self.tokens_BT[:, :-1], starts_BT=starts_BT)
 
 
-class Distiller(ABC):
+class Distiller:
     """A technique at work between one student and one teacher."""
 
     token_term: TokenTerm | None = None

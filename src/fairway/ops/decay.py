@@ -47,9 +47,7 @@ def scalar_decay(
     initial_BGKRV = state_BHKV.unflatten(1, (groups, repeats)).transpose(2, 3)
     after_NBGKRV, final_BGKRV = recurrence(whole_NBG1R1, write_NBGKRV, initial_BGKRV)
     before_NBGKRV = states_before(after_NBGKRV, initial_BGKRV)
-    carried_NBGCRV = (q_NBGCK @ before_NBGKRV.flatten(-2)).unflatten(
-        -1, v_NBGCRV.shape[-2:]
-    ) * entering_NBGCR1
+    carried_NBGCRV = (q_NBGCK @ before_NBGKRV.flatten(-2)).unflatten(-1, v_NBGCRV.shape[-2:]) * entering_NBGCR1
 
     output_BTHV = from_chunks(within_NBGCRV + carried_NBGCRV, length).flatten(2, 3)
     return output_BTHV, final_BGKRV.transpose(2, 3).flatten(1, 2)

@@ -1,8 +1,8 @@
 """One optimizer spread over ranks: each parameter is updated, and its state held, by one rank alone.
 
-The ranks' optimizers are built over a shadow of the model in which parameters of other ranks have shapes but no storage, so
-their state takes no memory. Whole parameters are dealt out and not slices, because orthogonalisation needs whole matrices.
-Rajbhandari et al. 2020 (arXiv:1910.02054), stage 1, by parameter.
+The ranks' optimizers are built over a shadow of the model in which parameters of other ranks have shapes but no
+storage, so their state takes no memory. Whole parameters are dealt out and not slices, because orthogonalisation
+needs whole matrices. Rajbhandari et al. 2020 (arXiv:1910.02054), stage 1, by parameter.
 """
 
 import copy

@@ -23,7 +23,8 @@ def _grown(mixer: dict[str, Any], width: int, old: int) -> dict[str, Any]:
             continue
         if count * width % old:
             raise ConfigError(
-                f"{count} {name} at width {old} cannot become those of width {width}; multiples of {old // count} would work."
+                f"{count} {name} at width {old} cannot become those of width {width}; multiples of {old // count} "
+                "would work."
             )
         changed[name] = count * width // old
     return mixer | changed

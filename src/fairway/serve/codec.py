@@ -18,9 +18,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Literal
 
-import constriction
 import numpy as np
 import torch
+from constriction import stream  # pyrefly: ignore[missing-module-attribute]
 from torch import Tensor
 
 from fairway.core.errors import DataError
@@ -37,7 +37,7 @@ _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp64")
 _GRID = 128
 _TABLE_BITS = 24
 _LANES = 64
-_FAMILY = constriction.stream.model.Categorical(perfect=False)
+_FAMILY = stream.model.Categorical(perfect=False)
 _CHECK = 6
 _TAG = 6
 _ENVIRONMENT = 2
@@ -88,7 +88,7 @@ def compress(coder: Coder, documents: Sequence[bytes]) -> Compressed:
         len(documents),
         sum(len(ids) + 1 for ids in tokens),
     )
-    encoder = constriction.stream.queue.RangeEncoder()
+    encoder = stream.queue.RangeEncoder()
     nats: list[float] = []
     edge = tokenizer.boundary
     following = [[*ids.tolist(), edge] for ids in tokens]
@@ -127,7 +127,7 @@ def decompress(coder: Coder, data: bytes) -> list[bytes]:
         )
     if len(words) % 4:
         raise _unreadable(header)
-    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
     edge = coder.tokenizer.boundary
     decoded: list[list[int]] = [[] for _ in range(header.documents)]
     left = header.tokens

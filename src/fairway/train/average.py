@@ -1,9 +1,9 @@
 """An average of the weights over the later part of a run.
 
-`ema`: `a <- a + (w - a) / h`, h steps of memory, a share of the run. `tail`: the plain mean of all weights from `start` on.
-`swa`: the plain mean of snapshots, one at each `every` of progress. Averaging replaces the last part of learning-rate decay,
-so its settings and the schedule's floor belong together. Polyak & Juditsky 1992; Izmailov et al. 2018 (arXiv:1803.05407);
-the exponential one as the schedule's partner: the public parameter-golf records of 2026.
+`ema`: `a <- a + (w - a) / h`, h steps of memory, a share of the run. `tail`: the plain mean of all weights from
+`start` on. `swa`: the plain mean of snapshots, one at each `every` of progress. Averaging replaces the last part of
+learning-rate decay, so its settings and the schedule's floor belong together. Polyak & Juditsky 1992; Izmailov et al.
+2018 (arXiv:1803.05407); the exponential one as the schedule's partner: the public parameter-golf records of 2026.
 """
 
 from typing import Literal

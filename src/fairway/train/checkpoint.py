@@ -1,7 +1,7 @@
 """Checkpoints: sealed folders of safetensors files, found newest first and believed only after every checksum held.
 
-`checkpoints/step-00000120/` holds one file for each group of tensors (model, optimizer, average, ...) and a manifest, written
-last, with sizes, SHA-256 and the facts a resume must agree with.
+`checkpoints/step-00000120/` holds one file for each group of tensors (model, optimizer, average, ...) and a manifest,
+written last, with sizes, SHA-256 and the facts a resume must agree with.
 """
 
 from collections.abc import Mapping

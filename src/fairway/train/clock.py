@@ -1,6 +1,7 @@
 """How far a run has come: by the wall clock, or by steps.
 
-Progress is time spent over time allowed, or steps done over steps planned; schedules and staged features see nothing else.
+Progress is time spent over time allowed, or steps done over steps planned; schedules and staged features see nothing
+else.
 """
 
 import time

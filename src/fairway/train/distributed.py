@@ -1,17 +1,20 @@
 """Ranks: processes that train one model together, each on its own device.
 
-`torchrun`, `fairway launch` or a cluster's own starter sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without
-them a process trains alone. Tensors on a CPU travel by gloo, those on GPUs by NCCL. The first rank alone writes files.
+`torchrun`, `fairway launch` or a cluster's own starter sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT; without them a process trains alone. Tensors on a CPU travel by gloo, those on GPUs by NCCL. The first
+rank alone writes files.
 """
 
+import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fairway.core.errors import ConfigError, FairwayError
 
@@ -50,6 +53,15 @@ class Team:
         """Means over all ranks."""
         return [value / self.world for value in self.sum(values)]
 
+    def mean_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means of tensors over all ranks, in one message; every rank gives the same names and shapes."""
+        if self.world == 1 or not tensors:
+            return dict(tensors)
+        flat = torch.cat([tensor.detach().double().cpu().flatten() for tensor in tensors.values()])
+        means = torch.tensor(self.mean(flat.tolist()), dtype=torch.float64)
+        pieces = means.split([tensor.numel() for tensor in tensors.values()])
+        return {name: new.view_as(old).to(old) for (name, old), new in zip(tensors.items(), pieces, strict=True)}
+
     def by_first(self, values: Sequence[float]) -> list[float]:
         """What the first rank gave, on every rank."""
         return self.sum(values if self.first else [0.0] * len(values))
@@ -86,11 +98,21 @@ def joined() -> Iterator[Team]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
         yield Team(dist.get_rank(), world)
+    except FairwayError:
+        _leave()
+        raise
     except RuntimeError as error:
         # gloo's errors have no type of their own.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise RankLost(f"Rank {dist.get_rank()} of {world} lost another rank. The last checkpoint is intact.") from error
+            lost = f"Rank {dist.get_rank()} of {world} lost another rank. The last checkpoint is intact."
+            raise RankLost(lost) from error
         raise
+    _leave()
+
+
+def _leave() -> None:
+    """Ends the group's threads before the interpreter does; what still holds the group goes first."""
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """Finds a learning rate by raising it from step to step until the loss explodes.
 
-Rates grow geometrically; the loss is smoothed by an exponential mean without bias. The suggestion is the rate at which the
-smoothed loss falls fastest over the logarithm of the rate. Smith 2017 (arXiv:1506.01186).
+Rates grow geometrically; the loss is smoothed by an exponential mean without bias. The suggestion is the rate at
+which the smoothed loss falls fastest over the logarithm of the rate. Smith 2017 (arXiv:1506.01186).
 """
 
 import math
@@ -67,8 +67,8 @@ def _steepest(factors: list[float], losses: list[float]) -> float:
     lowest = losses.index(min(losses)) if losses else 0
     if lowest < 2 * half:
         raise TrainingError(
-            f"The loss rose after {lowest} steps, at {factors[lowest] if factors else 0:.3g} times the learning rate; a "
-            "lower start or more steps would work."
+            f"The loss rose after {lowest} steps, at {factors[lowest] if factors else 0:.3g} times the learning rate; "
+            "a lower start or more steps would work."
         )
     x = torch.tensor(factors, dtype=torch.float64).log()
     y = torch.tensor(losses, dtype=torch.float64)

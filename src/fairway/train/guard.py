@@ -1,9 +1,9 @@
 """Skips steps whose loss or gradient norm leaps out of what the last steps had.
 
-A step is skipped where its loss lies more than `sigmas` deviations above the mean of the window, or the logarithm of its
-gradient norm does. Only accepted, finite values enter the window, so a spike cannot hide the next one; the window is part of
-the checkpoint, so a resumed run decides alike. After `most` skips in a row the new level is believed and the window begins
-anew.
+A step is skipped where its loss lies more than `sigmas` deviations above the mean of the window, or the logarithm of
+its gradient norm does. Only accepted, finite values enter the window, so a spike cannot hide the next one; the window
+is part of the checkpoint, so a resumed run decides alike. After `most` skips in a row the new level is believed and
+the window begins anew.
 """
 
 import math

@@ -1,7 +1,7 @@
 """How gradients and activations flow through a model: norms by layer, and units that are dead.
 
-A unit is dead where it is exactly zero for every token of a batch: no gradient reaches the weights that read it. Units are
-the inputs of linear maps, so a feed-forward's hidden units are seen where they enter its second map.
+A unit is dead where it is exactly zero for every token of a batch: no gradient reaches the weights that read it.
+Units are the inputs of linear maps, so a feed-forward's hidden units are seen where they enter its second map.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """The training loop: one step after another until the budget of seconds or steps is used.
 
-Each step is a function of (manifest, seed, step): the batch, the random numbers and the schedule depend on nothing else, so a run
-resumed from a checkpoint repeats the uninterrupted one bit for bit on the same machine, threads and ranks when steps are its
-budget. Every decision (to skip, to save, to stop) is taken from numbers that all ranks share.
+Each step is a function of (manifest, seed, step): the batch, the random numbers and the schedule depend on nothing
+else, so a run resumed from a checkpoint repeats the uninterrupted one bit for bit on the same machine, threads and
+ranks when steps are its budget. Every decision (to skip, to save, to stop) is taken from numbers that all ranks
+share.
 """
 
 import math
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fairway.core.budget import Budget
-from fairway.core.errors import ConfigError, Interrupted, TrainingError
+from fairway.core.errors import Interrupted, TrainingError
 from fairway.core.log import Event, Listener, silent
 from fairway.core.seed import derive
 from fairway.core.storage import Journal, fault_point
@@ -30,8 +31,8 @@ from fairway.train.clock import Clock
 from fairway.train.distributed import ALONE, Team, beat
 from fairway.train.forward import Forward
 from fairway.train.guard import Guard
+from fairway.train.layout import make_layout, require_shareable
 from fairway.train.meter import Meter
-from fairway.train.parallel import Layout, Pieces, Replicas
 from fairway.train.parts import Hook
 from fairway.train.profile import Stopwatch
 from fairway.train.saving import resume, save
@@ -70,10 +71,10 @@ class Loop:
         """`scales`: muP's factors on the learning rates."""
         self.model, self.batches, self.config, self.hooks = model, batches, config, hooks
         self.seed, self.folder, self.facts, self.meter, self.team = seed, folder, facts, meter, team
-        _require_shareable(config, model.config.context, hooks, team)
+        require_shareable(config, model.config.context, hooks, team)
         config.recompute.apply(model)
         self.precision = config.precision.build(model, model.device)
-        self.layout = _layout(model, config, scales, team)
+        self.layout = make_layout(model, config, scales, team)
         self.optimizer = self.layout.optimizer
         self.precision.attach(self.optimizer)
         self.average, self.guard = Average(model, config.average), Guard(config.guard)
@@ -187,22 +188,12 @@ class Loop:
         with self.stopwatch("norm"):
             self.precision.unscale(self.layout.parameters.values())
             norm = self.layout.norm()
-        nats, statistics = self._mean(nats, statistics)
-        return nats, norm, statistics
-
-    def _mean(self, nats: float, statistics: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-        """Loss and statistics over all ranks."""
-        if self.team.world == 1:
-            return nats, statistics
-        flat = torch.cat([torch.tensor([nats]).double(), *(value.double().cpu().flatten() for value in statistics.values())])
-        mean, *rest = torch.tensor(self.team.mean(flat.tolist()), dtype=torch.float64).split(
-            [1, *(value.numel() for value in statistics.values())]
-        )
-        pairs = zip(statistics.items(), rest, strict=True)
-        return float(mean), {name: new.view_as(old).to(old) for (name, old), new in pairs}
+        (mean, *_), statistics = self.team.mean([nats]), self.team.mean_tensors(statistics)
+        return mean, norm, statistics
 
     def _update(self, norm: float, factor: float, moment: Moment, statistics: dict[str, Tensor]) -> None:
-        if any([hook.gradients(self) for hook in self.hooks]):
+        replaced = [hook.gradients(self) for hook in self.hooks]
+        if any(replaced):
             return
         if norm > self.config.clip:
             torch._foreach_mul_(self.layout.gradients(), self.config.clip / norm)
@@ -217,8 +208,8 @@ class Loop:
         self.skipped = 0 if finite else self.skipped + 1
         if self.skipped >= self.config.patience:
             raise TrainingError(
-                f"The gradients were infinite or NaN for {self.skipped} steps in a row, up to step {self.step + 1}. The last "
-                "checkpoint is intact; a lower learning rate or train.precision.kind=fp32 would help."
+                f"The gradients were infinite or NaN for {self.skipped} steps in a row, up to step {self.step + 1}. "
+                "The last checkpoint is intact; a lower learning rate or train.precision.kind=fp32 would help."
             )
 
     def _save(self, journal: Journal | None, *, finished: bool = False) -> None:
@@ -226,6 +217,7 @@ class Loop:
             journal.sync()
         with self.stopwatch("save"):
             save(self, finished=finished)
+        beat()
         self._saved = self.clock.elapsed
 
     @contextmanager
@@ -245,25 +237,3 @@ class Loop:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield None
-
-
-def _layout(
-    model: LanguageModel, config: TrainConfig, scales: Mapping[str, RateScale] | None, team: Team
-) -> Layout:
-    if team.world == 1:
-        return Layout(model, config.optimizer, scales)
-    if config.parallel == "fsdp":
-        return Pieces(model, config.optimizer, scales, team)
-    return Replicas(model, config.optimizer, scales, team, config.share_updates)
-
-
-def _require_shareable(config: TrainConfig, context: int, hooks: Sequence[Hook], team: Team) -> None:
-    """Raises `ConfigError` where several ranks cannot do what the recipe asks."""
-    uneven = [rows for rows, _ in config.stages.shapes(config.batch, context) if rows % team.world]
-    if uneven:
-        raise ConfigError(f"{team.world} ranks cannot share a batch of {uneven[0]} rows; a multiple of {team.world} would work.")
-    allowed = ("slices",) if config.parallel == "fsdp" else ("replicas", "slices")
-    barred = [type(hook).__name__ for hook in hooks if hook.ranks not in allowed]
-    if team.world > 1 and barred:
-        other = "train.parallel=ddp, or one rank," if config.parallel == "fsdp" else "one rank"
-        raise ConfigError(f"{barred[0]} does not work on {team.world} ranks with {config.parallel}; {other} would.")

@@ -1,7 +1,8 @@
-"""What a step's loss and seconds mean: bits per byte, tokens per second, and the share of the machine's arithmetic in use.
+"""What a step's loss and seconds mean: bits per byte, tokens per second, the share of the machine's arithmetic.
 
-`bpb = nats / (ln 2 * bytes per token)`; `MFU = 3 * forward FLOPs per token * tokens / seconds / peak`, a backward pass costing twice the
-forward. Bits per byte of training text are an estimate by the text's mean bytes per token; a score comes from `evaluate` alone.
+`bpb = nats / (ln 2 * bytes per token)`; `MFU = 3 * forward FLOPs per token * tokens / seconds / peak`, a backward
+pass costing twice the forward. Bits per byte of training text are an estimate by the text's mean bytes per token; a
+score comes from `evaluate` alone.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Where the weights lie: on one device, as replicas on many (DDP), or in pieces over many (FSDP).
 
-Every rank computes the mean loss of its own rows, ranks have equally many, and gradients are averaged: together the mean over
-all tokens of the batch. Li et al. 2020 (arXiv:2006.15704); Zhao et al. 2023 (arXiv:2304.11277).
+Every rank computes the mean loss of its own rows, ranks have equally many, and gradients are averaged: together the
+mean over all tokens of the batch. Li et al. 2020 (arXiv:2006.15704); Zhao et al. 2023 (arXiv:2304.11277).
 """
 
 import warnings
@@ -28,7 +28,11 @@ from fairway.train.parts import global_norm
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    detached = tensor.detach()
+    assert isinstance(detached, DTensor)
+    return detached.to_local()
 
 
 def place(target: Tensor, whole: Tensor) -> None:
@@ -50,7 +54,9 @@ def whole(tensor: Tensor) -> Tensor:
 class Layout:
     """One device holds everything."""
 
-    def __init__(self, model: LanguageModel, optimizer: OptimizerConfig, scales: Mapping[str, RateScale] | None) -> None:
+    def __init__(
+        self, model: LanguageModel, optimizer: OptimizerConfig, scales: Mapping[str, RateScale] | None
+    ) -> None:
         self.model = model
         self.optimizer = optimizer.build(model, scales)
         self.parameters = dict(model.named_parameters())

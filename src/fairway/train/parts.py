@@ -1,7 +1,8 @@
 """What higher layers may plug into training without the loop knowing them.
 
-A `Transform` changes the model before the loop (quantisation-aware training, masks). A `Hook` sees the loop at fixed moments (gradual
-pruning, teachers, evaluation while training). Neither is imported by the loop's own layer; the composition root joins them.
+A `Transform` changes the model before the loop (quantisation-aware training, masks). A `Hook` sees the loop at fixed
+moments (gradual pruning, teachers, evaluation while training). Neither is imported by the loop's own layer; the
+composition root joins them.
 """
 
 from typing import Literal, Protocol
@@ -48,8 +49,8 @@ class Hook:
     """Sees the loop; every moment does nothing unless overridden."""
 
     ranks: Literal["one", "replicas", "slices"] = "replicas"
-    """On how many ranks it works: one, many that each hold all weights, or also many that hold slices of them. On many it
-    sees its own rank's rows, the common gradients, and must come to the same decisions everywhere."""
+    """On how many ranks it works: one, many that each hold all weights, or also many that hold slices of them. On
+    many it sees its own rank's rows, the common gradients, and must come to the same decisions everywhere."""
 
     def start(self, loop: Trainee) -> None:
         """Before the first step, after a resume too."""
@@ -63,7 +64,7 @@ class Hook:
         return 1.0
 
     def term(self, loop: Trainee, batch: Batch) -> Term | None:  # noqa: ARG002
-        """A further term of the logits of a micro-batch, already weighted; computed together with the next-token loss."""
+        """A further term of a micro-batch's logits, already weighted; computed together with the next-token loss."""
         return None
 
     def gradients(self, loop: Trainee) -> bool:  # noqa: ARG002

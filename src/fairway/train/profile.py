@@ -1,7 +1,7 @@
 """Where the milliseconds of a step go: by part of the loop, and by operator.
 
-Parts are timed by the wall clock, on a GPU after waiting for it, so a profiled run is a little slower. Operators are recorded by
-torch's profiler over a few steps.
+Parts are timed by the wall clock, on a GPU after waiting for it, so a profiled run is a little slower. Operators are
+recorded by torch's profiler over a few steps.
 """
 
 import time

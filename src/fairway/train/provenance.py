@@ -1,7 +1,8 @@
 """What a run's training depends on, as facts that every checkpoint holds and a resume must find again.
 
-Changing any of them in the middle of a run gives weights that no recipe describes. It is refused with the difference, or allowed
-where the user says so; then the change is written to `changes.jsonl` in the run folder before the run goes on.
+Changing any of them in the middle of a run gives weights that no recipe describes. It is refused with the difference,
+or allowed where the user says so; then the change is written to `changes.jsonl` in the run folder before the run goes
+on.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ Facts = dict[str, Any]
 
 
 def facts_of(settings: Mapping[str, Any], manifest: Manifest, folder: Path) -> Facts:
-    """Every setting of a recipe by its path, digests of text, tokenizer and code, torch's version and its threads, by name.
+    """Every setting of a recipe by its path, digests of text, tokenizer and code, torch's version and threads, by name.
 
     Once training is finished, code, version and threads are those it was finished with.
     """
@@ -72,13 +73,13 @@ def accept_changes(folder: Path, facts: Facts, listener: Listener) -> bool:
         return False
     stuck = [name for name in changed if name.startswith(_FIXED)]
     if stuck:
-        raise CheckpointError(f"{checkpoint.path} cannot go on with another {', '.join(stuck)}; use another run folder.")
+        raise CheckpointError(
+            f"{checkpoint.path} cannot go on with another {', '.join(stuck)}; use another run folder."
+        )
     with Journal(folder / CHANGES) as journal:
         journal.append({"step": checkpoint.step, "changed": changed})
     kept = {name: value for name, value in checkpoint.facts.items() if not name.startswith(RECIPE)}
-    save_checkpoint(
-        folder / CHECKPOINTS, checkpoint.step, checkpoint.groups, {**kept, **facts, "finished": False}
-    )
+    save_checkpoint(folder / CHECKPOINTS, checkpoint.step, checkpoint.groups, {**kept, **facts, "finished": False})
     told = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
     listener(Event("train", message=f"Changed at step {checkpoint.step}, as allowed: {told}."))
     return True

@@ -1,7 +1,8 @@
 """What of a loop goes into a checkpoint, and how a loop goes on from one, on any number of ranks.
 
-Checkpoints hold whole tensors, written by the first rank; every rank reads them and keeps its part. So a run saved on four
-ranks goes on with two, with the same batches; sums in another order make it equal within rounding, not bit for bit.
+Checkpoints hold whole tensors, written by the first rank; every rank reads them and keeps its part. So a run saved on
+four ranks goes on with two, with the same batches; sums in another order make it equal within rounding, not bit for
+bit.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,9 @@ def resume(loop: "Loop", listener: Listener) -> Checkpoint | None:
     checkpoint = latest_checkpoint(loop.folder / CHECKPOINTS, listener)
     step = -1 if checkpoint is None else checkpoint.step
     if loop.team.by_first([step]) != [step] or loop.team.sum([step]) != [step * loop.team.world]:
-        raise CheckpointError(f"Ranks see different checkpoints in {loop.folder}; a folder that all of them share would work.")
+        raise CheckpointError(
+            f"Ranks see different checkpoints in {loop.folder}; a folder that all of them share would work."
+        )
     if checkpoint is None:
         return None
     _require_same_run(loop, checkpoint, listener)

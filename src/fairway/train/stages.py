@@ -1,7 +1,7 @@
 """Batch size and context length as functions of progress: small and short at first, whole at the end.
 
-Each is a staircase of `(progress, factor)`: from a progress on, the recipe's batch or context is multiplied by the factor.
-Smith et al. 2018 (arXiv:1711.00489) for the batch; Li et al. 2022 (arXiv:2108.06084) for the length.
+Each is a staircase of `(progress, factor)`: from a progress on, the recipe's batch or context is multiplied by the
+factor. Smith et al. 2018 (arXiv:1711.00489) for the batch; Li et al. 2022 (arXiv:2108.06084) for the length.
 """
 
 from itertools import pairwise

@@ -1,7 +1,7 @@
 """A teacher beside the loop: its predictions of each batch, live or from disk, and the technique that learns from them.
 
-The teacher takes no gradient, drops nothing out, and adds none of its own auxiliary losses. What is random depends on the
-seed, the step and the micro-batch alone. Shape key: B batch, T time, N tokens, D width.
+The teacher takes no gradient, drops nothing out, and adds none of its own auxiliary losses. What is random depends on
+the seed, the step and the micro-batch alone. Shape key: B batch, T time, N tokens, D width.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ class DistillConfig(Config):
     top_k: int | None = Field(default=None, ge=1)
     """Teach the likeliest so many tokens and the mass of the rest; all tokens if not given."""
     cache: str | None = None
-    """Folder that keeps the teacher's likeliest tokens for later runs with the same data, seed and batch; needs `top_k`."""
+    """Folder that keeps the teacher's likeliest tokens for later runs of the same data, seed, batch; needs `top_k`."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of what a technique learns beside the student, such as FitNets' regressors."""
     baseline: bool = True
@@ -108,7 +108,7 @@ class Teaching(Hook):
         """`batches`: all that the text of a step's micro-batches depends on, which marks a cache of predictions."""
         if teacher.config.context < student.config.context:
             raise ConfigError(
-                f"The teacher was made for {teacher.config.context} tokens and the student sees {student.config.context}; "
+                f"The teacher was made for {teacher.config.context} tokens, the student for {student.config.context}; "
                 f"model.context={teacher.config.context} or a teacher with a longer context would work."
             )
         if train.compile and config.loss.reads_layers():
@@ -268,5 +268,6 @@ def _check_cache(config: DistillConfig, vocabulary: int) -> None:
         )
     if config.top_k is None or config.top_k >= vocabulary:
         raise ConfigError(
-            f"distill.cache keeps the teacher's likeliest tokens, fewer than all {vocabulary:,}; distill.top_k=32 would work."
+            f"distill.cache keeps the teacher's likeliest tokens, fewer than all {vocabulary:,}; "
+            "distill.top_k=32 would work."
         )

@@ -1,8 +1,9 @@
 """A teacher's likeliest next tokens on disk, so that a large teacher runs once for many students.
 
-One file for each micro-batch of each step: a SHA-256, then, deflated, the K likeliest tokens of every position and their
-log-probabilities in float16. A batch is a pure function of (manifest, seed, step), so a later run with the same ones finds what
-an earlier run left; each file names the tokens it belongs to, and is refused for others. Shape key: N tokens, K likeliest.
+One file for each micro-batch of each step: a SHA-256, then, deflated, the K likeliest tokens of every position and
+their log-probabilities in float16. A batch is a pure function of (manifest, seed, step), so a later run with the same
+ones finds what an earlier run left; each file names the tokens it belongs to, and is refused for others. Shape key: N
+tokens, K likeliest.
 """
 
 import hashlib

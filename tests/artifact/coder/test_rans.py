@@ -12,7 +12,9 @@ from laws.levels import EVERY_LEVEL, at_level
 
 
 def drawn(count: int, alphabet: int) -> np.ndarray:
-    return np.minimum(np.random.default_rng(count).geometric(8 / (alphabet + 8), count) - 1, alphabet - 1).astype(np.int32)
+    return np.minimum(np.random.default_rng(count).geometric(8 / (alphabet + 8), count) - 1, alphabet - 1).astype(
+        np.int32
+    )
 
 
 def model(alphabet: int, bits: int) -> lanes.Spans:

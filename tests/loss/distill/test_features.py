@@ -1,9 +1,11 @@
 """Hints, attention transfer and relations against their formulas, and what the taps record."""
 
 import math
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
 
 from fairway.core.errors import ConfigError
 from fairway.core.seed import generator
@@ -62,8 +64,8 @@ def test_taps_record_the_output_of_the_layers_asked_for() -> None:
     first, second, last = (found[0] for found in taps.take())
     assert torch.allclose(model.norm(last), output.hidden_BTD)
     seen: list[torch.Tensor] = []
-    blocks = model.depth.blocks  # pyrefly: ignore
-    handles = [block.register_forward_hook(lambda module, inputs, found: seen.append(found[0])) for block in blocks]
+    blocks = cast(nn.ModuleList, model.depth.blocks)
+    handles = [block.register_forward_hook(lambda *call: seen.append(call[2][0])) for block in blocks]
     model(tokens)
     assert torch.equal(first, seen[0])
     assert torch.equal(second, seen[1])

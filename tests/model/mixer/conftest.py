@@ -21,9 +21,7 @@ def moved() -> Callable[[MixerConfig], Mixer]:
         initialise(mixer, 0)
         with torch.no_grad():
             for name, parameter in mixer.named_parameters():
-                parameter += 0.2 * torch.randn(
-                    parameter.shape, generator=generator(1, name), dtype=torch.float64
-                )
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator(1, name), dtype=torch.float64)
         return mixer
 
     return build

@@ -42,9 +42,7 @@ def test_outputs_are_those_of_the_published_equation(moved: Any, x_TD: Tensor, k
     expected = torch.stack(rows)
     if kind == "gated_delta":
         expected = expected * functional.silu(x_TD @ mixer.gate.weight.T)
-    torch.testing.assert_close(
-        mixer(x_TD[None])[0][0], expected @ mixer.output.weight.T, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(mixer(x_TD[None])[0][0], expected @ mixer.output.weight.T, rtol=1e-9, atol=1e-9)
 
 
 def test_both_kinds_are_found_by_name() -> None:

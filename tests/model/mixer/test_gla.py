@@ -12,9 +12,7 @@ from fairway.model.parts import initialise
 
 def test_outputs_are_those_of_the_published_equation(moved: Any, x_TD: Tensor) -> None:
     mixer = moved(Config(heads=2, rank=3))
-    alpha = (x_TD @ mixer.decay_down.weight.T @ mixer.decay_up.weight.T + mixer.decay_bias_X).sigmoid() ** (
-        1 / 16
-    )
+    alpha = (x_TD @ mixer.decay_down.weight.T @ mixer.decay_up.weight.T + mixer.decay_bias_X).sigmoid() ** (1 / 16)
     q, k, v = (x_TD @ part.weight.T for part in (mixer.query, mixer.key, mixer.value))
     rows = []
     state = [x_TD.new_zeros(4, 8), x_TD.new_zeros(4, 8)]

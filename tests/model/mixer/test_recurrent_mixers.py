@@ -73,9 +73,7 @@ def check_law(mixer: Mixer, begin: Tensor | None, splits: list[list[int]] = SPLI
         close(output, whole)
         for one, other in zip(state, final, strict=True):
             close(one, other)
-        for one, other in zip(
-            torch.autograd.grad((output * weight).sum(), [x, *parameters]), gradients, strict=True
-        ):
+        for one, other in zip(torch.autograd.grad((output * weight).sum(), [x, *parameters]), gradients, strict=True):
             close(one, other)
 
 

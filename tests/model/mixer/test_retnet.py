@@ -24,9 +24,7 @@ def test_outputs_are_those_of_the_quadratic_form_with_complex_rotation(moved: An
         weights = (q @ k.conj().T).real / 8**0.5 * decay
         value = x_TD @ mixer.value.weight[width * head : width * head + width].T
         out = weights @ value
-        heads.append(
-            (out - out.mean(1, keepdim=True)) / (out.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
-        )
+        heads.append((out - out.mean(1, keepdim=True)) / (out.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt())
     gated = torch.cat(heads, 1) * functional.silu(x_TD @ mixer.gate.weight.T)
     torch.testing.assert_close(mixer(x_TD[None])[0][0], gated @ mixer.output.weight.T, rtol=1e-10, atol=1e-10)
 

@@ -55,14 +55,10 @@ def by_definition(mixer: Any, x_TD: Tensor, base_rate: float, batch: int) -> Ten
 
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "base_rate"), [("ttt_linear", 1.0), ("ttt_mlp", 0.1)])
-def test_outputs_are_those_of_one_gradient_per_token(
-    moved: Any, x_TD: Tensor, kind: str, base_rate: float
-) -> None:
+def test_outputs_are_those_of_one_gradient_per_token(moved: Any, x_TD: Tensor, kind: str, base_rate: float) -> None:
     mixer = moved(Config.read({"kind": kind, "heads": 2, "mini_batch": 8}))
     expected = by_definition(mixer, x_TD, base_rate, 8)
-    expected = (
-        functional.layer_norm(expected, (16,), mixer.gain_D, mixer.shift_D, 1e-6) @ mixer.output.weight.T
-    )
+    expected = functional.layer_norm(expected, (16,), mixer.gain_D, mixer.shift_D, 1e-6) @ mixer.output.weight.T
     torch.testing.assert_close(mixer(x_TD[None])[0][0], expected, rtol=1e-9, atol=1e-9)
 
 

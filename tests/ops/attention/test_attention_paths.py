@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from laws.levels import EVERY_LEVEL, at_level
 from torch import Tensor
 
 from fairway.core.seed import generator
 from fairway.ops.attention import blocked, fastest, naive
+from laws.levels import EVERY_LEVEL, at_level
 
 SHAPES = {
     "one token": (1, 2, 2, 1, 1, 8),
@@ -29,7 +29,9 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     return q.to(dtype), k.to(dtype), v.to(dtype), up.to(dtype), first
 
 
-def gradients(attend, q: Tensor, k: Tensor, v: Tensor, up: Tensor, first: Tensor | None, cap: float | None) -> list[Tensor]:
+def gradients(
+    attend, q: Tensor, k: Tensor, v: Tensor, up: Tensor, first: Tensor | None, cap: float | None
+) -> list[Tensor]:
     """The output, and the gradients by q, k and v."""
     inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     y = attend(*inputs, first, cap)
@@ -43,7 +45,9 @@ def relative(seen: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_blocks_of_queries_give_what_single_queries_give(shape: tuple[int, ...], cap: float | None, restricted: bool) -> None:
+def test_blocks_of_queries_give_what_single_queries_give(
+    shape: tuple[int, ...], cap: float | None, restricted: bool
+) -> None:
     q, k, v, up, first = drawn(shape, torch.float64)
     seen = gradients(blocked.attend, q, k, v, up, first if restricted else None, cap)
     wanted = gradients(naive.attend, q, k, v, up, first if restricted else None, cap)

@@ -1,7 +1,7 @@
 """Interleaved asymmetric numeral systems: many coders side by side, decoded together by wide instructions.
 
-The state machine and the split into lanes stand in `fairway.artifact.lanes`; the frequencies come from a short table in front, brought to a grid of
-2^12 to 2^15. Duda 2009 (arXiv:0902.0271); interleaving: Giesen 2014.
+The state machine and the split into lanes stand in `fairway.artifact.lanes`; the frequencies come from a short table in
+front, brought to a grid of 2^12 to 2^15. Duda 2009 (arXiv:0902.0271); interleaving: Giesen 2014.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ class Config(CoderConfig):
 
 
 class Rans(Coder):
-    """Table, bits of the grid, states, words, low bits. States and words that do not end as they must betray a wrong count."""
+    """Table, bits of the grid, states, words, low bits. Ends that do not fit betray a wrong count."""
 
     def estimate(self, values: np.ndarray, counts: np.ndarray) -> float:
         return fit_table(Histogram(values, counts))[1] + 8 + _BITS_OF_A_LANE * lane_count(int(counts.sum()))

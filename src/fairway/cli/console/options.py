@@ -31,7 +31,7 @@ AllowChanges = Annotated[
         name="--allow-changes",
         negative="",
         show_default=False,
-        help="Go on in a folder though recipe, text, code, torch or threads changed; `changes.jsonl` there records what.",
+        help="Go on in a folder though recipe, text, code or torch changed; `changes.jsonl` there says what.",
     ),
 ]
 Json = Annotated[

@@ -27,7 +27,7 @@ def score_text(
     prove: bool = False,
     adapt: str | None = None,
 ) -> dict[str, Any]:
-    """The score of an artifact on the files named, or on a run's validation text; proved, or with adaptation, if asked."""
+    """The score of an artifact on the files named or a run's validation text; proved, or with adaptation, if asked."""
     config = EvaluateConfig.read(override({}, settings), origin="settings")
     use_threads()
     model = load(artifact_path(target))

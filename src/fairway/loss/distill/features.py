@@ -1,14 +1,15 @@
 """Inner features of the teacher: FitNets' hints, attention transfer, or MiniLM's relations.
 
-`hint`: `mean 1/2 ||r(F_s) - F_t||^2`, r a learned linear map (Romero et al. 2015). `attention`: `beta / (2 T) sum ||Q_s/|Q_s| -
-Q_t/|Q_t| ||_2`, `Q = sum_c |F_c|^p` over the T tokens, not squared, as the mean over texts (Zagoruyko & Komodakis 2017).
-`relation`: `sum over queries, keys, values of KL(A_t || A_s)`, `A = softmax(X X^T / sqrt(d))` over the tokens so far, in as many
-heads on both sides whatever their widths (Wang et al. 2020). With `alone` > 0 training has FitNets' two stages: features alone
-up to that share of it, the next-token loss alone behind it. Shape key: B batch, T time, D width, R relation heads.
+`hint`: `mean 1/2 ||r(F_s) - F_t||^2`, r a learned linear map (Romero et al. 2015). `attention`: `beta / (2 T) sum
+||Q_s/|Q_s| - Q_t/|Q_t| ||_2`, `Q = sum_c |F_c|^p` over the T tokens, not squared, as the mean over texts (Zagoruyko &
+Komodakis 2017). `relation`: `sum over queries, keys, values of KL(A_t || A_s)`, `A = softmax(X X^T / sqrt(d))` over the
+tokens so far, in as many heads on both sides whatever their widths (Wang et al. 2020). With `alone` > 0 training has
+FitNets' two stages: features alone up to that share of it, the next-token loss alone behind it. Shape key: B batch, T
+time, D width, R relation heads.
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -140,7 +141,7 @@ def _relations(x_BTD: Tensor, heads: int) -> Tensor:
 
 
 def _regressor(student: int, teacher: int, place: int) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, student, teacher)
+    linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, student, teacher))
     with torch.no_grad():
         nn.init.zeros_(linear.bias)
         linear.weight.normal_(0.0, student**-0.5, generator=generator(0, "hint", place))

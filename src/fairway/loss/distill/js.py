@@ -1,7 +1,7 @@
 """Generalised Jensen-Shannon divergence between teacher and student at every token.
 
-`b KL(t || m) + (1-b) KL(s || m)`, `m = b t + (1-b) s`, times T^2 at temperature T; bounded, and symmetric at b = 1/2. At b = 0
-and b = 1 it is the plain forward and reverse KL, as in the source's own code.
+`b KL(t || m) + (1-b) KL(s || m)`, `m = b t + (1-b) s`, times T^2 at temperature T; bounded, and symmetric at b = 1/2.
+At b = 0 and b = 1 it is the plain forward and reverse KL, as in the source's own code.
 """
 
 from pydantic import Field

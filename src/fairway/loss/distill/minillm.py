@@ -1,12 +1,12 @@
 """MiniLLM: reverse KL over whole texts, by a policy gradient with its first step computed exactly.
 
-With student q, teacher p and `r_t = log p(y_t | y_<t) - log q(y_t | y_<t)`, the gradient of `KL(q || p) = -E_q[sum_t r_t]` is that of
-`-sum_t w_t (sum_v q(v) (log p(v) - log q(v)) + R_(t+1) log q(y_t))`, `R_(t+1) = sum_(s>t) r_s` held constant: the reward of the token
-at hand is summed over the vocabulary, only later ones are sampled. Texts are drawn from `a p + (1-a) q`, and w_t corrects for
-it: `step` uses the source's `q(y_t) / (a p + (1-a) q)(y_t)`, `whole` the product over the text so far, which alone is
-unbiased and varies more. Length normalisation divides R_(t+1) by the number of later tokens. Each drawn text serves one
-update, in which the source's clipping of `q / q_old` has no effect. Pre-training loss: `1 - alpha`. Shape key: B texts, S drawn
-tokens, V vocabulary.
+With student q, teacher p and `r_t = log p(y_t | y_<t) - log q(y_t | y_<t)`, the gradient of `KL(q || p) = -E_q[sum_t
+r_t]` is that of `-sum_t w_t (sum_v q(v) (log p(v) - log q(v)) + R_(t+1) log q(y_t))`, `R_(t+1) = sum_(s>t) r_s` held
+constant: the reward of the token at hand is summed over the vocabulary, only later ones are sampled. Texts are drawn
+from `a p + (1-a) q`, and w_t corrects for it: `step` uses the source's `q(y_t) / (a p + (1-a) q)(y_t)`, `whole` the
+product over the text so far, which alone is unbiased and varies more. Length normalisation divides R_(t+1) by the
+number of later tokens. Each drawn text serves one update, in which the source's clipping of `q / q_old` has no effect.
+Pre-training loss: `1 - alpha`. Shape key: B texts, S drawn tokens, V vocabulary.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
 """On-policy distillation: the teacher judges every token of what the student itself writes.
 
-With probability `share` a micro-batch's text is drawn from the student, otherwise it is the training text:
-`L = (1 - alpha) CE + alpha mean_t T^2 D(teacher(. | y_<t), student(. | y_<t))`, D the generalised Jensen-Shannon divergence. Nothing
-is differentiated through the drawing.
+With probability `share` a micro-batch's text is drawn from the student, otherwise it is the training text: `L = (1 -
+alpha) CE + alpha mean_t T^2 D(teacher(. | y_<t), student(. | y_<t))`, D the generalised Jensen-Shannon divergence.
+Nothing is differentiated through the drawing.
 """
 
 import torch

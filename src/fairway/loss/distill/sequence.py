@@ -1,8 +1,8 @@
 """Sequence-level distillation: the student learns to write what the teacher writes.
 
-`L = (1 - alpha) CE(text) + alpha CE(student; y)`, y drawn from the teacher behind a prompt of training text. At temperature 1 its
-expectation is the KL from teacher to student over whole continuations, up to a constant; at temperature 0 it is the
-likeliest-token form of the source's decoded targets.
+`L = (1 - alpha) CE(text) + alpha CE(student; y)`, y drawn from the teacher behind a prompt of training text. At
+temperature 1 its expectation is the KL from teacher to student over whole continuations, up to a constant; at
+temperature 0 it is the likeliest-token form of the source's decoded targets.
 """
 
 from pydantic import Field

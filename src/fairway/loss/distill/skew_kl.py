@@ -1,7 +1,7 @@
 """Skewed KL divergence: the reference is mixed with a little of the other side, so that it never vanishes.
 
-Forward: `KL(t || k t + (1-k) s)`; backward: `KL(s || k s + (1-k) t)`; times T^2 at temperature T. Bounded by `-log k`, and
-smoother than the plain KL where student and teacher lie far apart.
+Forward: `KL(t || k t + (1-k) s)`; backward: `KL(s || k s + (1-k) t)`; times T^2 at temperature T. Bounded by `-log k`,
+and smoother than the plain KL where student and teacher lie far apart.
 """
 
 from typing import Literal

@@ -1,7 +1,8 @@
 """Hinton's soft targets: the teacher's distribution, softened by a temperature.
 
-`L = (1 - alpha) CE + alpha T^2 KL(softmax(z/T) || softmax(a/T))` with the teacher's logits z and the student's a. The gradient
-by a is `T (p_student - p_teacher)`; as T grows it tends to `(a - z) / V`, both centred, so that logits are matched.
+`L = (1 - alpha) CE + alpha T^2 KL(softmax(z/T) || softmax(a/T))` with the teacher's logits z and the student's a. The
+gradient by a is `T (p_student - p_teacher)`; as T grows it tends to `(a - z) / V`, both centred, so that logits are
+matched.
 """
 
 from pydantic import Field

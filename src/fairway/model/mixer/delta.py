@@ -96,16 +96,12 @@ class DeltaRule(Mixer):
         mixing = self.config.heads * (chunked_flops(context, CHUNK, width, width) + solving)
         return super().flops(context) + 6.0 * self.config.taps * self.width + mixing
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         conv_state, memory = state or (None, None)
         joint_BTF = torch.cat((self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)), -1)
         joint_BTF, conv_state = causal_conv(joint_BTF, self.conv_FK, None, conv_state, context.starts_BT)
         heads = (self.config.heads, self.head_width)
-        q_BTHK, k_BTHK, v_BTHK = (
-            part.unflatten(-1, heads) for part in functional.silu(joint_BTF).chunk(3, -1)
-        )
+        q_BTHK, k_BTHK, v_BTHK = (part.unflatten(-1, heads) for part in functional.silu(joint_BTF).chunk(3, -1))
         o_BTHK, memory = delta(
             functional.normalize(widened(q_BTHK), dim=-1) / math.sqrt(self.head_width),
             functional.normalize(widened(k_BTHK), dim=-1),
@@ -116,11 +112,7 @@ class DeltaRule(Mixer):
             context.starts_BT,
             CHUNK,
         )
-        y_BTD = (
-            functional.rms_norm(o_BTHK, (self.head_width,), widened(self.gain_K), EPS)
-            .flatten(2)
-            .to(x_BTD.dtype)
-        )
+        y_BTD = functional.rms_norm(o_BTHK, (self.head_width,), widened(self.gain_K), EPS).flatten(2).to(x_BTD.dtype)
         if self.gate is not None:
             y_BTD = y_BTD * functional.silu(self.gate(x_BTD))
         return self.output(y_BTD), (conv_state, memory)

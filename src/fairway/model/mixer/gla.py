@@ -17,7 +17,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunked_flops
-from fairway.ops.gla.chunk import gla
+from fairway.ops.gla.fastest import gla
 
 SOURCE = Source("Yang et al.", 2023, "arXiv:2312.06635")
 CHUNK = 64
@@ -76,9 +76,7 @@ class GatedLinearAttention(Mixer):
             context, CHUNK, self.key_width, self.value_width
         )
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         (memory,) = state or (None,)
         keys = (self.config.heads, self.key_width)
         decay_BTX = widened(self.decay_up(self.decay_down(x_BTD))) + widened(self.decay_bias_X)
@@ -91,7 +89,5 @@ class GatedLinearAttention(Mixer):
             context.starts_BT,
             CHUNK,
         )
-        normed = functional.rms_norm(widened(o_BTHV), (self.value_width,), widened(self.gain_V), EPS).to(
-            x_BTD.dtype
-        )
+        normed = functional.rms_norm(widened(o_BTHV), (self.value_width,), widened(self.gain_V), EPS).to(x_BTD.dtype)
         return self.output(normed.flatten(2) * functional.silu(self.gate(x_BTD))), (memory,)

@@ -58,9 +58,7 @@ class LinearAttention(Mixer):
         per_head = chunked_flops(context, CHUNK, self.head_width, self.head_width + 1)
         return super().flops(context) + self.config.heads * per_head
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         config, heads = self.config, (self.config.heads, self.head_width)
         memory, total = state or self.empty_state(x_BTD.shape[0])
         o_BTHK, after = linear_attention(

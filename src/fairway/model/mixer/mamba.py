@@ -74,9 +74,7 @@ class Mamba(Mixer):
         bound = 1 / math.sqrt(self.rank)
         self.step_ER.uniform_(-bound, bound, generator=generator)
         self.step_bias_E.copy_(initial_step_bias(self.inner, generator))
-        self.A_log_EN.copy_(
-            torch.arange(1, self.config.states + 1, dtype=torch.float64).log().expand_as(self.A_log_EN)
-        )
+        self.A_log_EN.copy_(torch.arange(1, self.config.states + 1, dtype=torch.float64).log().expand_as(self.A_log_EN))
         self.skip_E.fill_(1.0)
 
     def empty_state(self, batch: int) -> State:
@@ -88,9 +86,7 @@ class Mamba(Mixer):
         per_channel = 2.0 * self.config.taps + 2.0 * self.rank + 6.0 * self.config.states
         return super().flops(context) + per_channel * self.inner
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         conv_state, scan_state = state or (None, None)
         starts_BT = context.starts_BT
         u_BTE, z_BTE = self.input(x_BTD).chunk(2, -1)

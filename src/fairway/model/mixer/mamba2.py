@@ -18,7 +18,7 @@ from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunked_flops
 from fairway.ops.conv.chunk import causal_conv
-from fairway.ops.ssd.chunk import ssd
+from fairway.ops.ssd.fastest import ssd
 from fairway.ops.timescale import initial_step_bias
 
 SOURCE = Source("Dao & Gu", 2024, "arXiv:2405.21060")
@@ -93,9 +93,7 @@ class Mamba2(Mixer):
         mixing = config.heads * chunked_flops(context, CHUNK, config.states, head_width)
         return super().flops(context) + 2.0 * config.taps * self.convolved + mixing
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         config = self.config
         conv_state, scan_state = state or (None, None)
         starts_BT = context.starts_BT

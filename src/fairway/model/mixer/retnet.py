@@ -17,7 +17,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Site, State, widened
 from fairway.ops.chunking import chunked_flops
-from fairway.ops.retention.chunk import retention
+from fairway.ops.retention.fastest import retention
 from fairway.ops.timescale import rotated
 
 SOURCE = Source("Sun et al.", 2023, "arXiv:2307.08621")
@@ -68,9 +68,7 @@ class RetNet(Mixer):
             context, CHUNK, self.key_width, self.value_width
         )
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         batch, time, _ = x_BTD.shape
         memory, seen_B = state or self.empty_state(batch)
         position_BT = _places(seen_B, time, context.starts_BT)

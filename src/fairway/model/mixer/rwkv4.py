@@ -70,9 +70,7 @@ class Rwkv4(Mixer):
     def flops(self, context: int) -> float:
         return super().flops(context) + 30.0 * self.width
 
-    def forward(
-        self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
-    ) -> tuple[Tensor, State]:
+    def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         last, *triple = state or self.empty_state(x_BTD.shape[0])
         before_BTD, last = previous_token(x_BTD, last, context.starts_BT)
         r_BTD = self.receptance(_mixed(x_BTD, before_BTD, self.share_receptance_D)).sigmoid()

@@ -151,9 +151,7 @@ class TestTimeTraining(Mixer):
         token_rate_M = (1 / index_M + widened(self.token_rate_M)).clamp_min(0.0)
         q, k, v, rate = inputs
         gain, shift = widened(self.inner_gain_HK), widened(self.inner_shift_HK)
-        output, after = ttt(
-            q, k, v, rate, token_rate_M, gain, shift, Carried(state[:count], state[count:], place)
-        )
+        output, after = ttt(q, k, v, rate, token_rate_M, gain, shift, Carried(state[:count], state[count:], place))
         return output, (*after.weights, *after.sums)
 
     def _learn_apart(
@@ -167,6 +165,4 @@ class TestTimeTraining(Mixer):
         ]
         order = torch.cat(rows).argsort()
         output = torch.cat([result for result, _ in results])[order]
-        return output, tuple(
-            torch.cat(parts)[order] for parts in zip(*(after for _, after in results), strict=True)
-        )
+        return output, tuple(torch.cat(parts)[order] for parts in zip(*(after for _, after in results), strict=True))

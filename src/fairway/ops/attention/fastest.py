@@ -1,7 +1,7 @@
 """Causal attention by the fastest path for the tensors at hand.
 
-The native kernel takes whole sequences on the CPU; blocks of batched matrix products take everything else. See `naive.py` for the
-definition. Shape key: B batch, H heads, G key groups, T queries, S keys, K head width.
+The native kernel takes whole sequences on the CPU; blocks of batched matrix products take everything else. See
+`naive.py` for the definition. Shape key: B batch, H heads, G key groups, T queries, S keys, K head width.
 """
 
 from torch import Tensor

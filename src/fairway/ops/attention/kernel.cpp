@@ -5,8 +5,8 @@
 // multiply-adds otherwise. Softmax is float32. The backward pass recomputes probabilities from the log-normalisers.
 
 #include <algorithm>
-#include <vector>
 
+#include "../kernel/scratch.h"
 #include "../kernel/vector.h"
 
 namespace {
@@ -308,8 +308,8 @@ float shape_scores(float* s, long first, long own, long columns, float scale, fl
 }
 
 struct Room {
-    std::vector<float> scores, gradients, outputs, sums_k, sums_v;
-    std::vector<uint32_t> turned_k, turned_v, lined_k, lined_v, query, upstream, along, across, query_across, up_across;
+    Growing<float> scores, gradients, outputs, sums_k, sums_v;
+    Growing<uint32_t> turned_k, turned_v, lined_k, lined_v, query, upstream, along, across, query_across, up_across;
 };
 
 template <bool paired, class T>
@@ -373,7 +373,7 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
     for (auto* words : {&room.query_across, &room.up_across}) words->resize(block * rounded_up(s.width, 16));
     for (auto* floats : {&room.scores, &room.gradients}) floats->resize(block * padded);
     room.outputs.resize(block * columns);
-    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->assign(padded * rounded_up(s.width, 16), 0.0f);
+    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->clear(padded * rounded_up(s.width, 16));
     pack_turned<paired>(keys, s.k.token, room.turned_k.data(), s.keys, padded, s.width);
     pack_turned<paired>(values, s.v.token, room.turned_v.data(), s.keys, padded, s.width);
     pack_tokens<paired>(keys, s.k.token, room.lined_k.data(), s.keys, padded, s.width, columns);

@@ -1,8 +1,9 @@
 """Causal attention, one query at a time: the definition.
 
-`y_t = sum_s p_ts v_s`, `p_t = softmax over s in [first_t, t'] of cap(q_t k_s / sqrt(K))`, where t' is the query's own place among
-the keys, `cap(z) = c tanh(z / c)` if a soft cap c is given, and head h reads key group h // (H / G).
-Vaswani et al. 2017; grouped queries: Ainslie et al. 2023. Shape key: B batch, H heads, G key groups, T queries, S keys, K head width.
+`y_t = sum_s p_ts v_s`, `p_t = softmax over s in [first_t, t'] of cap(q_t k_s / sqrt(K))`, where t' is the query's own
+place among the keys, `cap(z) = c tanh(z / c)` if a soft cap c is given, and head h reads key group h // (H / G).
+Vaswani et al. 2017; grouped queries: Ainslie et al. 2023. Shape key: B batch, H heads, G key groups, T queries, S
+keys, K head width.
 """
 
 import torch

@@ -4,6 +4,7 @@ See `naive.py` for the definition. Shape key: B batch, H heads, G key groups, T 
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def _backward(
     q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
     upstream = upstream.to(q.dtype).contiguous()
     first = None if first is None else first.contiguous()
-    gradients = tuple(torch.empty(tensor.shape, dtype=q.dtype) for tensor in (q, k, v))
+    dq, dk, dv = (torch.empty(tensor.shape, dtype=q.dtype) for tensor in (q, k, v))
     kernel("attention_backward")(
         pointer(upstream),
         pointer(q),
@@ -65,10 +66,12 @@ def _backward(
         pointer(first),
         pointer(y),
         pointer(normaliser),
-        *(pointer(gradient) for gradient in gradients),
+        pointer(dq),
+        pointer(dk),
+        pointer(dv),
         *_description(q, k, v, y, softcap),
     )
-    return gradients
+    return dq, dk, dv
 
 
 @_backward.register_fake
@@ -85,13 +88,13 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     q, k, v, first, softcap = inputs
     ctx.save_for_backward(q, k, v, first, *output)
     ctx.softcap = softcap
 
 
-def _differentiate(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, first, y, normaliser = ctx.saved_tensors
     return (*_backward(upstream, q, k, v, first, y, normaliser, ctx.softcap), None, None)
 

@@ -1,6 +1,7 @@
 """Cross-entropy of soft-capped logits, and its gradient by the logits: the definition.
 
-`l = c tanh(z / c)`, `nats = logsumexp(l) - l[target]`, `L = weight * sum (nats + w logsumexp(l)^2)`. Shape key: N tokens, V vocabulary.
+`l = c tanh(z / c)`, `nats = logsumexp(l) - l[target]`, `L = weight * sum (nats + w logsumexp(l)^2)`. Shape key: N
+tokens, V vocabulary.
 """
 
 import torch

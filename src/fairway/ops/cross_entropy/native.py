@@ -16,7 +16,7 @@ from fairway.ops.cross_entropy import naive
 def cross_entropy_(
     z_NV: Tensor, target_N: Tensor, softcap: float | None, z_loss: float, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as `naive.cross_entropy`; the returned gradient may be `z_NV` itself, overwritten. Not differentiable."""
+    """The same as `naive.cross_entropy`; its gradient may be `z_NV` itself, overwritten. Not differentiable."""
     if not usable(z_NV) or not z_NV.is_contiguous():
         wide_NV = z_NV.float() if z_NV.dtype in (torch.bfloat16, torch.float16) else z_NV
         nats_N, normaliser_N, slope_NV = naive.cross_entropy(wide_NV, target_N, softcap, z_loss, weight)
@@ -24,6 +24,7 @@ def cross_entropy_(
     nats_N, normaliser_N = torch.empty(2, len(z_NV)).unbind()
     kernel("cross_entropy_rows")(
         pointer(z_NV), pointer(target_N.contiguous()), pointer(nats_N), pointer(normaliser_N), c_long(z_NV.shape[0]),
-        c_long(z_NV.shape[1]), c_float(softcap or 0.0), c_float(z_loss), c_float(weight), c_int(z_NV.dtype == torch.bfloat16),
+        c_long(z_NV.shape[1]), c_float(softcap or 0.0), c_float(z_loss), c_float(weight),
+        c_int(z_NV.dtype == torch.bfloat16),
     )  # fmt: skip
     return nats_N, normaliser_N, z_NV

@@ -32,7 +32,7 @@ def _forward(x: Tensor, point: int) -> Tensor:
 
 
 @_forward.register_fake
-def _(x: Tensor, point: int) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, point: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
 
 
@@ -47,7 +47,7 @@ def _backward(upstream: Tensor, x: Tensor, point: int) -> Tensor:
 
 
 @_backward.register_fake
-def _(upstream: Tensor, x: Tensor, point: int) -> Tensor:  # noqa: ARG001
+def _(upstream: Tensor, x: Tensor, point: int) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -55,7 +55,7 @@ def _rows(x: Tensor) -> int:
     return x.numel() // x.shape[-1]
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.point = inputs[1]
 

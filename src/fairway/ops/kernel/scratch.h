@@ -30,4 +30,34 @@ class Scratch {
     T* memory;
 };
 
+// The same, its size asked for again and again; it holds zeros where it has grown, and what it held where it has not.
+template <class T>
+class Growing {
+   public:
+    Growing() = default;
+    ~Growing() { free(memory); }
+    Growing(const Growing&) = delete;
+    Growing& operator=(const Growing&) = delete;
+    T* data() const { return memory; }
+
+    void resize(long count) {
+        if (count <= size) return;
+        free(memory);
+        size_t bytes = ((size_t)count * sizeof(T) + 127) & ~(size_t)63;
+        memory = (T*)aligned_alloc(64, bytes);
+        if (!memory) std::abort();
+        std::memset((void*)memory, 0, bytes);
+        size = count;
+    }
+
+    void clear(long count) {
+        resize(count);
+        std::memset((void*)memory, 0, (size_t)count * sizeof(T));
+    }
+
+   private:
+    T* memory = nullptr;
+    long size = 0;
+};
+
 }  // namespace

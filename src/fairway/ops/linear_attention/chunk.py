@@ -35,8 +35,6 @@ def linear_attention(
     phi = FEATURE_MAPS[feature_map]
     joint_BHKV = torch.cat((S_BHKV, z_BHK.unsqueeze(-1)), -1)
     values_BTHV = functional.pad(v_BTHV, (0, 1), value=1.0)
-    sums_BTHV, joint_BHKV = scalar_decay(
-        phi(q_BTHK), phi(k_BTHK), values_BTHV, None, joint_BHKV, starts_BT, chunk
-    )
+    sums_BTHV, joint_BHKV = scalar_decay(phi(q_BTHK), phi(k_BTHK), values_BTHV, None, joint_BHKV, starts_BT, chunk)
     output_BTHV = sums_BTHV[..., :-1] / (sums_BTHV[..., -1:] + eps) if normalise else sums_BTHV[..., :-1]
     return output_BTHV, (joint_BHKV[..., :-1], joint_BHKV[..., -1])

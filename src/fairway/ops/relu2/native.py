@@ -12,7 +12,6 @@ from torch import Tensor
 from fairway.core.native import kernel, pointer, usable
 from fairway.ops.relu2 import naive
 
-
 FEWEST_NUMBERS = 8192
 """Below this size the call costs more than the kernel saves."""
 
@@ -43,11 +42,11 @@ def _backward(upstream: Tensor, x: Tensor) -> Tensor:
 
 
 @_backward.register_fake
-def _(upstream: Tensor, x: Tensor) -> Tensor:  # noqa: ARG001
+def _(upstream: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0])
 
 

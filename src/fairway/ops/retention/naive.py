@@ -34,9 +34,7 @@ def retention(
 
 
 @full_precision
-def retention_parallel(
-    q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_decay_H: Tensor
-) -> tuple[Tensor, Tensor]:
+def retention_parallel(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHV: Tensor, log_decay_H: Tensor) -> tuple[Tensor, Tensor]:
     """The quadratic form `(Q K^T .* D) V`, `D_nm = gamma^(n-m)` for n >= m, from an empty state.
 
     Outputs (B, T, H, V) and the final state (B, H, K, V).

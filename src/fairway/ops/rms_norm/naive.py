@@ -1,6 +1,7 @@
 """Root-mean-square normalisation: the definition.
 
-`y = gain .* x / sqrt(mean(x^2) + eps)` over the last dimension. Zhang & Sennrich 2019 (arXiv:1910.07467). Shape key: D width.
+`y = gain .* x / sqrt(mean(x^2) + eps)` over the last dimension. Zhang & Sennrich 2019 (arXiv:1910.07467). Shape key:
+D width.
 """
 
 import torch

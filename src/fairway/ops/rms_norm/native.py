@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from fairway.core.native import kernel, level, pointer
 
-
 FEWEST_NUMBERS = 8192
 """Below this size the call costs more than the kernel saves."""
 

@@ -1,7 +1,7 @@
 """Heads turned by their position: the definition.
 
-Pairs (i, i + R / 2) of each head rotate by the angle of their token; features from R on stay. Su et al. 2021 (arXiv:2104.09864).
-Shape key: B batch, T time, H heads, K head width, R turned width.
+Pairs (i, i + R / 2) of each head rotate by the angle of their token; features from R on stay. Su et al. 2021
+(arXiv:2104.09864). Shape key: B batch, T time, H heads, K head width, R turned width.
 """
 
 import torch

@@ -12,7 +12,6 @@ from torch import Tensor
 from fairway.core.native import kernel, pointer, usable
 from fairway.ops.rotate import naive
 
-
 FEWEST_NUMBERS = 8192
 """Below this size the call costs more than the kernel saves."""
 
@@ -31,17 +30,18 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     y = torch.empty_like(x)
     kernel("rotate")(
         pointer(x), pointer(cos), pointer(sin), pointer(y), c_long(batch * time), c_long(heads), c_long(width),
-        c_long(heads * width), c_long(time), c_long(2 * cos.shape[-1]), c_float(direction), c_int(x.dtype == torch.bfloat16),
+        c_long(heads * width), c_long(time), c_long(2 * cos.shape[-1]), c_float(direction),
+        c_int(x.dtype == torch.bfloat16),
     )  # fmt: skip
     return y
 
 
 @_rotate.register_fake
-def _(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
     ctx.save_for_backward(inputs[1], inputs[2])
     ctx.direction = inputs[3]
 

@@ -51,8 +51,8 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,  # noqa: ARG001
-    skip: Tensor | None, state: Tensor, starts: Tensor | None, hold: bool,  # noqa: ARG001
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    skip: Tensor | None, state: Tensor, starts: Tensor | None, hold: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(x), torch.empty_like(state), _firsts(x, A)
 
@@ -78,11 +78,12 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    grad_y: Tensor, grad_last: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,  # noqa: ARG001
-    skip: Tensor | None, firsts: Tensor, starts: Tensor | None, hold: bool,  # noqa: ARG001
+    grad_y: Tensor, grad_last: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    skip: Tensor | None, firsts: Tensor, starts: Tensor | None, hold: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     by_skip, by_state = x.new_empty(x.shape[2]), grad_last.new_empty(grad_last.shape)
-    return (*(torch.empty_like(tensor) for tensor in (x, delta, A, B, C)), by_skip, by_state)
+    by_x, by_delta, by_A, by_B, by_C = (torch.empty_like(tensor) for tensor in (x, delta, A, B, C))
+    return by_x, by_delta, by_A, by_B, by_C, by_skip, by_state
 
 
 def _firsts(x: Tensor, A: Tensor) -> Tensor:

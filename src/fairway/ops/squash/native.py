@@ -19,15 +19,13 @@ def squash(
     x: Tensor, alpha: Tensor, shift: Tensor | None, gain_D: Tensor | None, bias_D: Tensor | None, point: Point
 ) -> Tensor:
     """The same as `naive.squash`, computed in float32 at least and returned in the dtype of `x`."""
-    learned = (alpha, shift, gain_D, bias_D)
+    learned = (shift, gain_D, bias_D)
     if level() is None or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        alpha, shift, gain_D, bias_D = (None if part is None else part.to(wide.dtype) for part in learned)
-        assert alpha is not None
-        return naive.squash(wide, alpha, shift, gain_D, bias_D, point).to(x.dtype)
-    alpha, shift, gain_D, bias_D = (None if part is None else part.float().contiguous() for part in learned)
-    assert alpha is not None
-    return _forward(x.contiguous(), alpha, shift, gain_D, bias_D, point == "erf")
+        rest = (None if part is None else part.to(wide.dtype) for part in learned)
+        return naive.squash(wide, alpha.to(wide.dtype), *rest, point=point).to(x.dtype)
+    rest = (None if part is None else part.float().contiguous() for part in learned)
+    return _forward(x.contiguous(), alpha.float(), *rest, point == "erf")
 
 
 @torch.library.custom_op("fairway::squash", mutates_args=())
@@ -43,7 +41,7 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    x: Tensor, alpha: Tensor, shift: Tensor | None, gain: Tensor | None, bias: Tensor | None, error_function: bool  # noqa: ARG001
+    x: Tensor, alpha: Tensor, shift: Tensor | None, gain: Tensor | None, bias: Tensor | None, error_function: bool
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(x)
 
@@ -64,7 +62,7 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    upstream: Tensor, x: Tensor, alpha: Tensor, shift: Tensor | None, gain: Tensor | None, error_function: bool  # noqa: ARG001
+    upstream: Tensor, x: Tensor, alpha: Tensor, shift: Tensor | None, gain: Tensor | None, error_function: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     learned = alpha.new_empty(x.shape[-1])
     return torch.empty_like(x), alpha.new_empty(2), learned, torch.empty_like(learned)
@@ -76,7 +74,7 @@ def _description(x: Tensor, alpha: Tensor, shift: Tensor | None, error_function:
     return c_long(x.numel() // width), c_long(width), *inner, c_int(error_function), c_int(x.dtype == torch.bfloat16)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, alpha, shift, gain, ctx.bias, ctx.error_function = (*inputs[:4], inputs[4] is not None, inputs[5])
     ctx.save_for_backward(x, alpha, shift, gain)
 

@@ -74,9 +74,7 @@ def _piece(piece: _Piece, affine: Affine | None, carried: Carried, batch_size: i
     weights = carried.weights
     q, k = piece.q_BHCK, piece.k_BHCK
     if len(weights) == 2:
-        grad_Z = _output_gradient(
-            k @ weights[0] if affine is None else k @ weights[0] + weights[1], piece, affine
-        )
+        grad_Z = _output_gradient(k @ weights[0] if affine is None else k @ weights[0] + weights[1], piece, affine)
         Zbar, sums = _dual(q, k, grad_Z, piece, carried, 0, with_bias=affine is not None)
     else:
         Z1 = k @ weights[0] + weights[1]

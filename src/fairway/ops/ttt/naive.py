@@ -64,7 +64,5 @@ def _gradients(
     with torch.enable_grad():
         leaves = tuple(w if w.requires_grad else w.detach().requires_grad_() for w in weights)
         loss = 0.5 * (_predict(leaves, k, gain_HK, bias_HK, plain) - v).square().sum()
-        found = torch.autograd.grad(
-            loss, leaves, create_graph=outer, allow_unused=True, materialize_grads=True
-        )
+        found = torch.autograd.grad(loss, leaves, create_graph=outer, allow_unused=True, materialize_grads=True)
     return tuple(g if outer else g.detach() for g in found)

@@ -43,9 +43,7 @@ def wkv4(
 
 
 @torch.library.custom_op("fairway::wkv4_maxima", mutates_args=())
-def _maxima(
-    k_TBD: Tensor, w_D: Tensor, maximum_BD: Tensor, starts_TB1: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _maxima(k_TBD: Tensor, w_D: Tensor, maximum_BD: Tensor, starts_TB1: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The running maximum each step starts from and ends with, (T, B, D) each, and the last one."""
     k_TBD = k_TBD.contiguous()
     before_TBD, after_TBD = torch.empty_like(k_TBD), torch.empty_like(k_TBD)

@@ -1,0 +1,39 @@
+"""The state space of Mamba-2 by the fastest path for the tensors at hand.
+
+The native kernel of gated linear attention takes float32 on the CPU, the chunked form everything else: log decay
+`Delta_t A_h`, queries C, keys B, values `Delta_t x_t`. See `naive.py` for the definition.
+Shape key: B batch, T time, H heads, P head width, G groups, N state width.
+"""
+
+from torch import Tensor
+
+from fairway.core.native import usable
+from fairway.ops.gla import native
+from fairway.ops.precision import full_precision
+from fairway.ops.recurrence import initial_state
+from fairway.ops.ssd import chunk as chunked
+
+
+@full_precision
+def ssd(
+    x_BTHP: Tensor,
+    delta_BTH: Tensor,
+    A_H: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    D_H: Tensor | None = None,
+    state_BHNP: Tensor | None = None,
+    starts_BT: Tensor | None = None,
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, H, P) and the final state (B, H, N, P). `delta_BTH` is positive, `A_H` negative.
+
+    `chunk` is for the chunked form.
+    """
+    if not usable(x_BTHP, delta_BTH, A_H, B_BTGN, C_BTGN, D_H, state_BHNP):
+        return chunked.ssd(x_BTHP, delta_BTH, A_H, B_BTGN, C_BTGN, D_H, state_BHNP, starts_BT, chunk)
+    batch, _, heads, width = x_BTHP.shape
+    state = initial_state(state_BHNP, x_BTHP, batch, heads, B_BTGN.shape[3], width)
+    value_BTHP, log_decay_BTH1 = x_BTHP * delta_BTH.unsqueeze(-1), (delta_BTH * A_H).unsqueeze(-1)
+    y_BTHP, final = native.gla(C_BTGN, B_BTGN, value_BTHP, log_decay_BTH1, state, starts_BT)
+    return (y_BTHP if D_H is None else y_BTHP + D_H.unsqueeze(-1) * x_BTHP), final

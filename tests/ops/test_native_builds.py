@@ -1,0 +1,122 @@
+"""The native library built otherwise: with sanitizers, and for 64-bit Arm."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from law.house import PACKAGE, ROOT, copied
+
+KERNELS = sorted([*PACKAGE.glob("ops/*/kernel.cpp"), *PACKAGE.glob("artifact/coder/*.cpp")])
+HEADERS = sorted(PACKAGE.glob("ops/kernel/*.h"))
+SAFE = {"algorithm", "cmath", "cstdint", "cstdlib", "cstring", "immintrin.h"}
+ARM = "aarch64-linux-gnu"
+HERE = Path(__file__).parent
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return done.stdout
+
+
+def built(folder: Path, *options: str) -> Path:
+    """The library, built by the package's own rules."""
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"there is no {tool} here")
+    run("cmake", "-S", ROOT, "-B", folder, *options)
+    run("cmake", "--build", folder, "--parallel", "2")
+    return folder / "libfairway.so"
+
+
+def test_kernels_use_no_templates_of_the_library() -> None:
+    """The linker would keep one instance for all instruction levels, perhaps one that the machine cannot run."""
+    for path in [*KERNELS, *HEADERS]:
+        included = set(re.findall(r"#include <(.+?)>", path.read_text(encoding="utf-8")))
+        assert included <= SAFE, f"{path} includes {included - SAFE}"
+
+
+@pytest.mark.slow
+def test_no_kernel_shares_a_function_with_another_level(tmp_path: Path) -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("there is no nm here")
+    built(tmp_path)
+    objects = sorted(tmp_path.rglob("*.o"))
+    assert len(objects) >= len(KERNELS)
+    shared = [line for line in run("nm", "-C", *objects).splitlines() if " W " in line]
+    assert not shared
+
+
+@pytest.mark.slow
+def test_the_kernel_tests_pass_under_the_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    library = built(tmp_path / "build", "-DFAIRWAY_SANITIZE=ON")
+    home = copied(tmp_path / "home")
+    shutil.copy(library, home / "fairway" / "ops" / "kernel" / "libfairway.so")
+    watchers = [run("c++", f"-print-file-name={name}").strip() for name in ("libasan.so", "libubsan.so")]
+    environment = {
+        "PYTHONPATH": str(home),
+        "LD_PRELOAD": " ".join(watchers),
+        "OMP_NUM_THREADS": "2",
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    loaded = "from fairway.core import native; native.kernel('relu2_forward'); print(open('/proc/self/maps').read())"
+    assert f"{home}/fairway/ops/kernel/libfairway.so" in run(sys.executable, "-c", loaded, **environment)
+    names = ["attention", "test_elementwise_paths.py", "test_gates_and_squashes.py", "test_recurrences_natively.py"]
+    tests = [*(HERE / name for name in names), HERE.parent / "artifact" / "coder"]
+    report = run(
+        sys.executable, "-m", "pytest", *tests, "-p", "no:cacheprovider", "-v", "-k", "not fake", **environment
+    )
+    assert " passed" in report
+
+
+@pytest.mark.slow
+def test_the_sanitizer_build_sees_a_write_behind_the_end(tmp_path: Path) -> None:
+    library = built(tmp_path / "build", "-DFAIRWAY_SANITIZE=ON")
+    watcher = run("c++", "-print-file-name=libasan.so").strip()
+    fault = (
+        "import ctypes\n"
+        f"library = ctypes.CDLL({str(library)!r})\n"
+        "x, y = (ctypes.c_float * 400)(), ctypes.CDLL(None).malloc\n"
+        "y.restype = ctypes.c_void_p\n"
+        "library.relu2_forward_portable(x, ctypes.c_void_p(y(100)), ctypes.c_long(400), 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", fault],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"LD_PRELOAD": watcher, "ASAN_OPTIONS": "detect_leaks=0"},
+    )
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_kernels_compute_the_same_on_64_bit_arm(tmp_path: Path) -> None:
+    for tool in (f"{ARM}-g++", "qemu-aarch64"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"there is no {tool} here")
+    own = built(tmp_path / "own")
+    cross = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={ARM}-g++")
+    arm = built(tmp_path / "arm", *cross)
+    answers = []
+    for compiler, library, prefix in (("c++", own, ()), (f"{ARM}-g++", arm, ("qemu-aarch64", "-L", f"/usr/{ARM}"))):
+        program = library.parent / "answers"
+        run(compiler, "-std=c++17", "-O1", HERE / "answers.cpp", library, f"-Wl,-rpath,{library.parent}", "-o", program)
+        answers.append([float(line) for line in run(*prefix, program, LD_LIBRARY_PATH=str(library.parent)).split()])
+    assert len(answers[0]) > 100
+    assert answers[1] == pytest.approx(answers[0], rel=1e-4, abs=1e-5)
