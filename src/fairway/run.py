@@ -180,6 +180,7 @@ class Run:
 
     def _train(self, listener: Listener) -> None:
         machine.keep_freed_memory()
+        machine.route_float32_products()
         machine.use_threads()
         with self.team.first_goes_ahead():
             manifest = self.prepare(listener)

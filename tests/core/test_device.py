@@ -11,6 +11,8 @@ import torch
 from fairway.core import device
 from fairway.core.errors import ConfigError
 
+MATMUL = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
+
 
 def quota(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
     real = builtins.open
@@ -97,3 +99,27 @@ def test_free_memory_is_some_and_less_than_the_machine_has() -> None:
 def test_keeping_freed_memory_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRWAY_KEEP_FREED_MEMORY", "0")
     assert device.keep_freed_memory() is False
+
+
+def test_the_route_of_float32_products_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRWAY_ONEDNN_FLOAT32", "0")
+    assert device.route_float32_products() is False
+
+
+def test_float32_products_keep_their_precision_on_whatever_route() -> None:
+    before = MATMUL.fp32_precision
+    left, right = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(0))
+    try:
+        device.route_float32_products()
+        error = (left @ right).double() - left.double() @ right.double()
+    finally:
+        MATMUL.fp32_precision = before
+    assert error.norm() < 1e-6 * (left.double() @ right.double()).norm()
+
+
+def test_a_route_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = MATMUL.fp32_precision
+    monkeypatch.setattr(device, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(device, "_products_are_float32", lambda: False)
+    assert device.route_float32_products() is False
+    assert MATMUL.fp32_precision == before

@@ -32,6 +32,7 @@ def test_a_diagnosis_is_plain_json_and_names_this_python(tmp_path: Path):
     assert found["machine"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["versions"]["torch"] == torch.__version__
     assert found["room"]["free_disk_bytes"] > 0
+    assert isinstance(found["settings"]["native_kernels"], str)
     assert found["machine"]["devices"][0] == "cpu"
 
 

@@ -45,9 +45,23 @@ def doctor(
             + ("" if measured["bf16_in_hardware"] else " (not in hardware here: train.precision.kind=fp32 is faster)"),
             "copying memory": f"{measured['copy_bytes_per_second'] / 1e9:,.1f} GB/s, read and written",
             "free disk here": output.size(room["free_disk_bytes"]),
-            "C++ compiler": found["compiler"] or "none; native kernels are left out, everything works",
         },
     )
+    output.print_facts("Settings of training and scoring", _settings(found["compiler"], **found["settings"]))
     output.print_facts("Versions", found["versions"])
     rows = [(name, "yes" if present else "no", purpose) for name, (present, purpose) in optional_packages().items()]
     output.print_table("Optional packages", ("package", "installed", "needed for"), rows)
+
+
+def _settings(
+    compiler: str | None, native_kernels: str, freed_memory_kept: bool, float32_products_by_onednn: bool
+) -> dict[str, str]:
+    """Each setting with the switch that changes it."""
+    kept = "kept" if freed_memory_kept else "returned"
+    route = "oneDNN" if float32_products_by_onednn else "as torch chooses"
+    return {
+        "native kernels": f"{native_kernels} (FAIRWAY_NATIVE=0: none, FAIRWAY_LEVEL=... lowers the level)",
+        "freed memory": f"{kept} (FAIRWAY_KEEP_FREED_MEMORY=0 returns it)",
+        "float32 products": f"{route} (FAIRWAY_ONEDNN_FLOAT32=0: torch)",
+        "C++ compiler": compiler or "none; native kernels are left out, everything works",
+    }

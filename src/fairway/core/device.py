@@ -78,5 +78,41 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS)
 
 
+def route_float32_products() -> bool:
+    """Sends float32 matrix products through oneDNN where MKL is slow; returns whether it took effect.
+
+    MKL leaves AVX-512 unused on processors of AMD. The setting of torch that chooses oneDNN also allows it to round to
+    bfloat16, which it does on processors with AMX: there it is left alone, and elsewhere a product is checked to keep
+    float32's precision. Single rows are slower this way. `FAIRWAY_ONEDNN_FLOAT32=0` switches this off.
+    """
+    matmul = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
+    if os.environ.get("FAIRWAY_ONEDNN_FLOAT32") == "0" or not _mkl_is_slow():
+        return False
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    if not _products_are_float32():
+        matmul.fp32_precision = before
+        return False
+    return True
+
+
+def _mkl_is_slow() -> bool:
+    """On AMD's processors with AVX-512 and without AMX."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
+        return False
+    try:
+        with open("/proc/cpuinfo") as file:
+            return any(line.startswith("vendor_id") and "AuthenticAMD" in line for line in file)
+    except OSError:
+        return False
+
+
+def _products_are_float32() -> bool:
+    """Whether a product of numbers that bfloat16 cannot tell apart keeps their difference."""
+    left = torch.full((64, 64), 1.0 + 2.0**-12)
+    product = left @ torch.eye(64)
+    return bool(torch.equal(product, left))
+
+
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 """M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h."""

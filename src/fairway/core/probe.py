@@ -17,6 +17,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from fairway.core import device as settings
+from fairway.core import native
 from fairway.core.device import available_threads, fast_bfloat16, free_memory
 from fairway.core.storage import free_bytes
 
@@ -111,6 +113,11 @@ def diagnosis(folder: Path, *, seconds: float = 0.5) -> dict[str, Any]:
         },
         "room": {"free_memory_bytes": free_memory(), "free_disk_bytes": free_bytes(folder)},
         "compiler": compiler(),
+        "settings": {
+            "native_kernels": native.level() or native.why_not(),
+            "freed_memory_kept": settings.keep_freed_memory(),
+            "float32_products_by_onednn": settings.route_float32_products(),
+        },
         "optional": {name: present for name, (present, _) in optional_packages().items()},
     }
 
