@@ -151,6 +151,11 @@ ROWS: dict[str, Row] = {
         "byte-exact, within 0.1 % + 64 B of the score",
         suite("tests/evaluate/test_proof.py", what="cases"),
     ),
+    "agreement": Row(
+        "One artifact scored by evaluation, by proof and token by token",
+        "equal within 1e-6 bits per byte",
+        suite("tests/evaluate/test_bpb.py", what="cases", select="agree or batch"),
+    ),
     "numbers": Row(
         "NaN and infinity in loss and gradients",
         "one step skipped, no parameter touched",
