@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fairway.core import native
 from fairway.core.seed import generator
+from fairway.ops.delta import fastest as delta
 from fairway.ops.gla import fastest as gla
 from fairway.ops.retention import fastest as retention
 from fairway.ops.selective_scan import fastest as scan
@@ -37,6 +38,14 @@ def _plain(function: Any) -> Callable[..., tuple[Tensor, Tensors]]:
     return call
 
 
+def _delta(
+    inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None
+) -> tuple[Tensor, Tensors]:
+    assert not weights
+    y, after = delta.delta(*inputs, None, state[0] if state else None, starts)
+    return y, (after,)
+
+
 def _ssd(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
     (x, delta, B, C), (A, D) = inputs, weights
     y, after = ssd.ssd(x, delta, A, B, C, D, state[0] if state else None, starts)
@@ -49,6 +58,8 @@ FASTEST: dict[str, Callable[..., tuple[Tensor, Tensors]]] = {
     "gla": _plain(gla.gla),
     "retention": _plain(retention.retention),
     "ssd": _ssd,
+    "delta": _delta,
+    "gated_delta": _plain(delta.delta),
 }
 
 
@@ -62,6 +73,11 @@ def widths(name: str, draw: Any, batch: int, length: int) -> tuple[Tensors, Tens
         x, delta = draw(batch, length, 6, 70), draw(batch, length, 6).exp() / 4
         inputs = (x, delta, draw(batch, length, 2, 9), draw(batch, length, 2, 9))
         return inputs, (-draw(6).exp(), draw(6)), (draw(batch, 6, 9, 70),)
+    if name in ("delta", "gated_delta"):
+        q, k, v = draw(batch, length, 2, 19), draw(batch, length, 2, 19), draw(batch, length, 2, 70)
+        strengths = draw(batch, length, 2).sigmoid(), functional.logsigmoid(draw(batch, length, 2))
+        inputs = (q, functional.normalize(k, dim=-1), v, *strengths[: 1 if name == "delta" else 2])
+        return inputs, (), (draw(batch, 2, 19, 70),)
     q, k, v = draw(batch, length, 2, 19), draw(batch, length, 2, 19), draw(batch, length, 2, 70)
     decays = (functional.logsigmoid(2 * draw(batch, length, 2, 19)),) if name == "gla" else ()
     weights = () if name == "gla" else (-draw(2).abs() / 4,)
