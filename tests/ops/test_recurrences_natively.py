@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fairway.core import native
 from fairway.core.seed import generator
@@ -173,6 +174,18 @@ def test_two_halves_with_the_state_between_are_the_whole(name: str, level: str |
         first, middle = FASTEST[name](tuple(x[:, :10] for x in inputs), weights, state, None)
         second, last = FASTEST[name](tuple(x[:, 10:] for x in inputs), weights, middle, None)
     close([torch.cat((first, second), 1), *last], [whole.double(), *(x.double() for x in after)], 1e-6)
+
+
+@pytest.mark.parametrize("name", FASTEST)
+def test_a_forward_pass_that_is_computed_again_gives_the_same_gradients(name: str, draw: Any) -> None:
+    """As `train/recompute` does; torch then lets a backward pass look at what was saved only once."""
+
+    def again(*given: Any) -> Any:
+        return checkpoint(FASTEST[name], *given, use_reentrant=False)
+
+    sizes = widths(name, draw, 2, 37)
+    wanted = everything(FASTEST[name], torch.float32, sizes, None)
+    assert all(torch.equal(a, b) for a, b in zip(everything(again, torch.float32, sizes, None), wanted, strict=True))
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)

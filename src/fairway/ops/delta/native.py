@@ -88,9 +88,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad_y: Tensor, grad_last: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    by_q, by_k, by_v, by_beta, by_decay, by_state = _backward(grad_y, grad_last, *ctx.saved_tensors)
-    decayed = ctx.saved_tensors[4] is not None
-    return by_q, by_k, by_v, by_beta, by_decay if decayed else None, by_state, None
+    q, k, v, beta, log_decay, *kept = ctx.saved_tensors
+    *gradients, by_decay, by_state = _backward(grad_y, grad_last, q, k, v, beta, log_decay, *kept)
+    return *gradients, None if log_decay is None else by_decay, by_state, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
