@@ -175,7 +175,7 @@ def _conv_sizes(draw: Draw, batch: int, length: int) -> tuple[Tensors, Tensors, 
 
 def _ttt_sizes(draw: Draw, batch: int, length: int, hidden: int | None) -> tuple[Tensors, Tensors, Tensors]:
     qkv = tuple(draw(batch, length, 2, 4) for _ in range(3))
-    inputs = (*qkv, draw(batch, length, 2).sigmoid() / 2)
+    inputs = (*qkv, draw(batch, length, 2).sigmoid() / 4)
     token_rate = 1 / torch.arange(1, 6, dtype=torch.float64) + 0.1 * draw(5).abs()
     weights = (token_rate.to(draw.dtype), 1 + 0.1 * draw(2, 4), 0.1 * draw(2, 4))
     shapes = [(4, 4), (1, 4)] if hidden is None else [(4, hidden), (1, hidden), (hidden, 4), (1, 4)]

@@ -7,13 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fairway.core import native
 from fairway.core.seed import generator
+from fairway.ops.delta import fastest as delta
 from fairway.ops.gla import fastest as gla
+from fairway.ops.linear_attention import fastest as linear
 from fairway.ops.retention import fastest as retention
 from fairway.ops.selective_scan import fastest as scan
 from fairway.ops.ssd import fastest as ssd
+from fairway.ops.ttt import fastest as ttt
+from fairway.ops.ttt.inner import Carried
+from fairway.ops.wkv4 import fastest as wkv4
 from laws.levels import EVERY_LEVEL, at_level
 
 Tensors = tuple[Tensor, ...]
@@ -37,6 +43,28 @@ def _plain(function: Any) -> Callable[..., tuple[Tensor, Tensors]]:
     return call
 
 
+def _delta(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
+    assert not weights
+    q, k, v, beta = inputs
+    y, after = delta.delta(q, k, v, beta, None, state[0] if state else None, starts)
+    return y, (after,)
+
+
+def _several(function: Any) -> Callable[..., tuple[Tensor, Tensors]]:
+    def call(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
+        return function(*inputs, *weights, state, starts)
+
+    return call
+
+
+def _ttt(inputs: Tensors, weights: Tensors, state: Tensors, starts: Tensor | None) -> tuple[Tensor, Tensors]:
+    """The carried state is that behind two tokens of a mini-batch."""
+    assert starts is None
+    (q, k, v, rate), (token_rate, gain, shift) = inputs, weights
+    y, after = ttt.ttt(q, k, v, rate, token_rate, gain, shift, Carried(state[:2], state[2:], 2))
+    return y, (*after.weights, *after.sums)
+
+
 def _ssd(inputs: Tensors, weights: Tensors, state: Tensors | None, starts: Tensor | None) -> tuple[Tensor, Tensors]:
     (x, delta, B, C), (A, D) = inputs, weights
     y, after = ssd.ssd(x, delta, A, B, C, D, state[0] if state else None, starts)
@@ -49,6 +77,11 @@ FASTEST: dict[str, Callable[..., tuple[Tensor, Tensors]]] = {
     "gla": _plain(gla.gla),
     "retention": _plain(retention.retention),
     "ssd": _ssd,
+    "delta": _delta,
+    "gated_delta": _plain(delta.delta),
+    "linear_attention": _several(linear.linear_attention),
+    "wkv4": _several(wkv4.wkv4),
+    "ttt_linear": _ttt,
 }
 
 
@@ -62,10 +95,28 @@ def widths(name: str, draw: Any, batch: int, length: int) -> tuple[Tensors, Tens
         x, delta = draw(batch, length, 6, 70), draw(batch, length, 6).exp() / 4
         inputs = (x, delta, draw(batch, length, 2, 9), draw(batch, length, 2, 9))
         return inputs, (-draw(6).exp(), draw(6)), (draw(batch, 6, 9, 70),)
+    if name == "wkv4":
+        inputs = (3 * draw(batch, length, 37), draw(batch, length, 37))
+        return inputs, (draw(37).exp(), draw(37)), (draw(batch, 37), draw(batch, 37).exp(), draw(batch, 37))
+    if name == "ttt_linear":
+        return _ttt_widths(draw, batch, length)
     q, k, v = draw(batch, length, 2, 19), draw(batch, length, 2, 19), draw(batch, length, 2, 70)
+    state = (draw(batch, 2, 19, 70),)
+    if name == "linear_attention":
+        return (q, k, v), (), (*state, draw(batch, 2, 19).abs())
+    if name in ("delta", "gated_delta"):
+        strengths = draw(batch, length, 2).sigmoid(), functional.logsigmoid(draw(batch, length, 2))
+        return (q, functional.normalize(k, dim=-1), v, *strengths[: 1 if name == "delta" else 2]), (), state
     decays = (functional.logsigmoid(2 * draw(batch, length, 2, 19)),) if name == "gla" else ()
     weights = () if name == "gla" else (-draw(2).abs() / 4,)
-    return (q, k, v, *decays), weights, (draw(batch, 2, 19, 70),)
+    return (q, k, v, *decays), weights, state
+
+
+def _ttt_widths(draw: Any, batch: int, length: int) -> tuple[Tensors, Tensors, Tensors]:
+    inputs = (*(draw(batch, length, 2, 20) for _ in range(3)), draw(batch, length, 2).sigmoid() / 20)
+    token_rate = 1 / torch.arange(1, 6, dtype=torch.float64) + 0.1 * draw(5).abs()
+    state = tuple(0.3 * draw(batch, 2, *shape) for shape in ((20, 20), (1, 20)) * 2)
+    return inputs, (token_rate, 1 + 0.1 * draw(2, 20), 0.1 * draw(2, 20)), state
 
 
 def everything(
@@ -105,6 +156,8 @@ def test_every_level_gives_what_the_definition_gives(
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 @pytest.mark.parametrize("name", FASTEST)
 def test_documents_do_not_see_each_other(name: str, level: str | None, ops: Any, draw: Any) -> None:
+    if not ops[name].documents:
+        pytest.skip("this op takes no document starts")
     starts = torch.rand(2, 37, generator=generator(0, "starts")) < 0.2
     sizes = widths(name, draw, 2, 37)
     wanted = everything(ops[name].naive, torch.float64, sizes, starts)
@@ -118,9 +171,21 @@ def test_two_halves_with_the_state_between_are_the_whole(name: str, level: str |
     inputs, weights, state = (tuple(x.float() for x in part) for part in widths(name, draw, 2, 23))
     with at_level(level):
         whole, after = FASTEST[name](inputs, weights, state, None)
-        first, middle = FASTEST[name](tuple(x[:, :9] for x in inputs), weights, state, None)
-        second, last = FASTEST[name](tuple(x[:, 9:] for x in inputs), weights, middle, None)
+        first, middle = FASTEST[name](tuple(x[:, :10] for x in inputs), weights, state, None)
+        second, last = FASTEST[name](tuple(x[:, 10:] for x in inputs), weights, middle, None)
     close([torch.cat((first, second), 1), *last], [whole.double(), *(x.double() for x in after)], 1e-6)
+
+
+@pytest.mark.parametrize("name", FASTEST)
+def test_a_forward_pass_that_is_computed_again_gives_the_same_gradients(name: str, draw: Any) -> None:
+    """As `train/recompute` does; torch then lets a backward pass look at what was saved only once."""
+
+    def again(*given: Any) -> Any:
+        return checkpoint(FASTEST[name], *given, use_reentrant=False)
+
+    sizes = widths(name, draw, 2, 37)
+    wanted = everything(FASTEST[name], torch.float32, sizes, None)
+    assert all(torch.equal(a, b) for a, b in zip(everything(again, torch.float32, sizes, None), wanted, strict=True))
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)
@@ -148,24 +213,32 @@ def test_what_is_not_a_number_reaches_all_that_follows_and_nothing_before(
 
 @pytest.mark.parametrize("name", FASTEST)
 def test_sixteen_thousand_steps_neither_overflow_nor_drift(name: str, ops: Any, draw: Any) -> None:
-    inputs, weights, _ = ops[name].sizes(draw, 1, 16_384)
-    exact, exact_state = ops[name].chunk(inputs, weights, None, None)
+    inputs, weights, carried = ops[name].sizes(draw, 1, 16_384)
+    state = carried if name == "ttt_linear" else None
+    exact, exact_state = ops[name].chunk(inputs, weights, state, None)
+    narrow = [None if part is None else tuple(x.float() for x in part) for part in (inputs, weights, state)]
     with at_level("portable"):
-        output, after = FASTEST[name](tuple(x.float() for x in inputs), tuple(x.float() for x in weights), None, None)
+        output, after = FASTEST[name](*narrow, None)
     close([output, *after], [exact, *exact_state], 1e-5)
 
 
-def test_the_registered_ops_are_differentiable_and_have_fakes(draw: Any) -> None:
+@pytest.mark.parametrize("name", ["selective_scan", "gla", "delta", "wkv4", "ttt"])
+def test_the_registered_ops_are_differentiable_and_have_fakes(name: str, draw: Any) -> None:
+    sizes = widths({"ttt": "ttt_linear", "delta": "gated_delta"}.get(name, name), draw, 2, 19)
+    inputs, weights, state = (tuple(x.float().requires_grad_() for x in part) for part in sizes)
+    starts = torch.zeros(2, 19, dtype=torch.bool)
+    given: dict[str, list[tuple[Any, ...]]] = {
+        "gla": [(*inputs, *state, starts)],
+        "delta": [(*inputs, *state, starts), (*inputs[:4], None, *state, None)],
+        "wkv4": [(*inputs, *weights, *state, starts)],
+    }
+    if name == "selective_scan":
+        (x, delta, B, C), (A, D) = inputs, weights
+        given[name] = [(x, delta, A, B, C, D, *state, starts, True), (x, delta, A, B, C, None, *state, None, False)]
+    if name == "ttt":
+        rows = (torch.cat(part, 2).detach().requires_grad_() for part in (state[:2], state[2:]))
+        given[name] = [(*inputs, *weights, *rows, 2)]
+    op = getattr(torch.ops.fairway, "selective_scan_native" if name == "selective_scan" else name).default
     with at_level("portable"):
-        (x, delta, B, C), (A, D), (state,) = (
-            tuple(part.float().requires_grad_() for part in parts) for parts in widths("selective_scan", draw, 2, 19)
-        )
-        starts = torch.zeros(2, 19, dtype=torch.bool)
-        op = torch.ops.fairway.selective_scan_native.default
-        given = ((x, delta, A, B, C, D, state, starts, True), (x, delta, A, B, C, None, state, None, False))
-        results = [torch.library.opcheck(op, arguments) for arguments in given]
-        (q, k, v, g), _, (state,) = (
-            tuple(part.float().requires_grad_() for part in parts) for parts in widths("gla", draw, 2, 19)
-        )
-        results += [torch.library.opcheck(torch.ops.fairway.gla.default, (q, k, v, g, state, starts))]
+        results = [torch.library.opcheck(op, arguments) for arguments in given[name]]
     assert all(set(result.values()) == {"SUCCESS"} for result in results)

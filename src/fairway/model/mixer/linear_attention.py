@@ -12,7 +12,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Site, State, widened
 from fairway.ops.chunking import chunked_flops
-from fairway.ops.linear_attention.chunk import linear_attention
+from fairway.ops.linear_attention.fastest import linear_attention
 from fairway.ops.linear_attention.feature_maps import FeatureMap
 
 SOURCE = Source("Katharopoulos et al.", 2020, "arXiv:2006.16236")

@@ -15,7 +15,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.conv.shift import previous_token
-from fairway.ops.wkv4.chunk import wkv4
+from fairway.ops.wkv4.fastest import wkv4
 from fairway.ops.wkv4.naive import empty_triple
 
 SOURCE = Source("Peng et al.", 2023, "arXiv:2305.13048")

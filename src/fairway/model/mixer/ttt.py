@@ -21,7 +21,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.timescale import rotated
-from fairway.ops.ttt.chunk import ttt
+from fairway.ops.ttt.fastest import ttt
 from fairway.ops.ttt.inner import Carried
 
 KINDS: tuple[Literal["ttt_linear", "ttt_mlp"], ...] = ("ttt_linear", "ttt_mlp")

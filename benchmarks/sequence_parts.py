@@ -1,0 +1,201 @@
+"""What `sequence_speed.py` measures: a layer's training step, its peak memory, decoding, and a model's training step.
+
+`python benchmarks/sequence_parts.py '{"what": "peak", ...}'` measures one thing in a process of its own and prints it
+as JSON; that is how `alone` works.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from peers.sequence_layers import mambapy_block, peer
+
+from fairway.core.config import Slot
+from fairway.core.seed import generator
+from fairway.model.parts import Mixer, Site, initialise
+
+WIDTH = 256
+SLOT = Slot("fairway.model.mixer", "attention", pattern=True)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "attention": {"heads": 4},
+    "windowed attention": {"kind": "attention", "heads": 4, "window": 1_024},
+}
+
+Prepared = tuple[Callable[[], None], dict[str, Any]]
+
+
+def built(kind: str, width: int = WIDTH) -> Mixer:
+    """A mixer with its initial weights, the output's moved off zero so that every gradient flows."""
+    settings = {"kind": kind, **SETTINGS.get(kind, {})}
+    mixer = SLOT.config(settings["kind"]).read(settings).build(width, Site())
+    initialise(mixer, 0)
+    with torch.no_grad():
+        mixer.output.weight.normal_(0.0, width**-0.5, generator=generator(0, "output"))
+    return mixer
+
+
+def inputs(batch: int, context: int) -> Tensor:
+    return torch.randn(batch, context, WIDTH, generator=generator(0, "inputs"))
+
+
+def prepare_layer(kind: str, context: int, batch: int, **more: str) -> Prepared:
+    """Forward and backward of a layer; `error` is the largest relative one against float64, of output and gradient."""
+    mixer = built(kind)
+    exact = _results(lambda x: built(kind).double()(x)[0], inputs(1, min(context, 300)).double())
+    if "peer" in more:
+        layer, parameters = peer(more["peer"], kind, mixer, WIDTH)
+    else:
+        layer, parameters = (lambda x: mixer(x)[0]), list(mixer.parameters())
+    seen = _results(layer, inputs(1, min(context, 300)))
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(seen, exact, strict=True))
+    x = inputs(batch, context).requires_grad_()
+
+    def run() -> None:
+        x.grad = None
+        for parameter in parameters:
+            parameter.grad = None
+        layer(x).square().mean().backward()
+
+    return run, {"error": error, "parameters": sum(parameter.numel() for parameter in parameters)}
+
+
+def _results(layer: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    (gradient,) = torch.autograd.grad(y.square().mean(), x)
+    return [y.detach(), gradient]
+
+
+class Stack(nn.Module):
+    """A language model that is nothing but Mamba blocks: `x + block(norm(x))`, tied embedding."""
+
+    def __init__(self, blocks: list[nn.Module], width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(0.02 * torch.randn(vocabulary, width, generator=generator(0, "embedding")))
+        self.blocks = nn.ModuleList(blocks)
+        self.norms = nn.ParameterList([nn.Parameter(torch.ones(width)) for _ in range(len(blocks) + 1)])
+
+    def loss(self, tokens_BT: Tensor) -> Tensor:
+        """Cross-entropy of the next token in nats."""
+        x = self.embedding[tokens_BT[:, :-1]]
+        shape = x.shape[-1:]
+        for block, norm in zip(self.blocks, self.norms, strict=False):
+            y = block(functional.rms_norm(x, shape, norm, 1e-5))
+            x = x + (y[0] if isinstance(y, tuple) else y)
+        logits = functional.linear(functional.rms_norm(x, shape, self.norms[-1], 1e-5), self.embedding)
+        return functional.cross_entropy(logits.flatten(0, 1), tokens_BT[:, 1:].flatten())
+
+
+def prepare_model(context: int, batch: int, **more: str) -> Prepared:
+    """Training steps of 6 layers, width 192, vocabulary 1,024 with AdamW; `loss` is that before the first."""
+    width, vocabulary = 192, 1_024
+    blocks: list[nn.Module] = [built("mamba", width) for _ in range(6)]
+    if more.get("peer") == "mambapy":
+        blocks = [mambapy_block(block, width) for block in blocks]
+    model = Stack(blocks, width, vocabulary)
+    tokens = torch.randint(0, vocabulary, (batch, context + 1), generator=generator(0, "tokens"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    with torch.no_grad():
+        first = float(model.loss(tokens))
+
+    def run() -> None:
+        model.loss(tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run, {"loss": first, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+
+def peak(kind: str, context: int, piece: int | None) -> float:
+    """Bytes that a training step of one layer adds to what its process holds, at most."""
+    mixer = built(kind)
+    warm = inputs(1, 256).requires_grad_()
+    _by_pieces(mixer, warm, 128 if piece else None).sum().backward()
+    x = torch.zeros(1, context, WIDTH, requires_grad=True)
+    before, highest = _resident(), [0]
+    stop = _watch(highest)
+    _by_pieces(mixer, x, piece).backward(torch.zeros(1, context, WIDTH))
+    stop()
+    return float(highest[0] - before)
+
+
+def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:
+    """The layer's outputs; in pieces, each computed again from its input and the state before it for the gradients."""
+    if piece is None:
+        return mixer(x)[0]
+    state, outputs = mixer.empty_state(x.shape[0]), []
+    for part in x.split(piece, 1):
+        y, state = checkpoint(mixer, part, state, use_reentrant=False)
+        outputs.append(y)
+    return torch.cat(outputs, 1)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _watch(highest: list[int]) -> Callable[[], None]:
+    """Clears the kernel's mark of the largest resident memory; the function it gives reads it."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+    def stop() -> None:
+        status = Path("/proc/self/status").read_text()
+        highest[0] = int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+    return stop
+
+
+@torch.inference_mode()
+def decoded(kind: str, context: int) -> dict[str, float]:
+    """Median seconds of one more token, bytes of the state, and the bytes that the mixer's card says."""
+    mixer = built(kind)
+    short = 64
+    _, state = mixer(inputs(1, short))
+    if kind.endswith("attention") and kind != "linear_attention":
+        window = mixer.config.window
+        state = tuple(_lengthened(x, short, context, context if window is None else window - 1) for x in state)
+    token, times = inputs(1, 1), []
+    for _ in range(40):
+        start = time.perf_counter()
+        mixer(token, state)
+        times.append(time.perf_counter() - start)
+    held = sum(x.nbytes for x in state)
+    return {"seconds": statistics.median(times), "bytes": held, "card": mixer.state_bytes(context)}
+
+
+def _lengthened(x: Tensor, short: int, context: int, kept: int) -> Tensor:
+    """A part of attention's state as after `context` tokens: keys or values repeated, the count of tokens set."""
+    if x.ndim == 4:
+        held = min(context, kept)
+        return x.repeat(1, 1, -(-held // short), 1)[:, :, :held].contiguous()
+    return torch.where(x == short, context, x)
+
+
+def alone(what: str, **job: Any) -> Any:
+    """Measures one thing in a process of its own, on one thread."""
+    task = json.dumps({"what": what, **job})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, task], capture_output=True, text=True, check=False, env=environment
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{task}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    print(json.dumps({"peak": peak, "decoded": decoded}[given.pop("what")](**given)))

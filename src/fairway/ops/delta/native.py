@@ -1,0 +1,96 @@
+"""The gated delta rule by the native kernel, registered with torch so that autograd sees one op.
+
+It keeps each token's error and the state at the start of every span of 64 tokens; nothing else for the gradients.
+See `naive.py` for the definition.
+Shape key: B batch, T time, H heads, K key width, V value width, S spans.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairway.core.native import kernel, longs, pointer
+
+SPAN = 64
+
+
+def delta(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    log_decay_BTH: Tensor | None,
+    state_BHKV: Tensor,
+    starts_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same as `naive.delta` for float32 on the CPU."""
+    given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV, starts_BT)
+    y_BTHV, final, *_ = _forward(*(None if tensor is None else tensor.contiguous() for tensor in given))
+    return y_BTHV, final
+
+
+@torch.library.custom_op("fairway::delta", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Outputs, the final state, the errors (B, T, H, V) and the state at the start of each span (B, H, S, K, V)."""
+    outputs = torch.empty_like(v), torch.empty_like(state), torch.empty_like(v), _firsts(v, state)
+    given = (q, k, v, beta, log_decay, state, starts)
+    kernel("delta_forward")(*map(pointer, given), *map(pointer, outputs), _sizes(q, v))
+    return outputs
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(v), torch.empty_like(state), torch.empty_like(v), _firsts(v, state)
+
+
+@torch.library.custom_op("fairway::delta_backward", mutates_args=())
+def _backward(
+    grad_y: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
+    starts: Tensor | None, errors: Tensor, firsts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients by q, k, v, beta, the logarithms of the decays (empty where there are none) and the carried state."""
+    by_q, by_k, by_v, by_beta = (torch.empty_like(tensor) for tensor in (q, k, v, beta))
+    by_decay = beta.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
+    by_state = grad_last.new_empty(grad_last.shape)
+    given = (grad_y.contiguous(), grad_last.contiguous(), q, k, v, beta, log_decay, starts, errors, firsts)
+    found = (by_q, by_k, by_v, by_beta, None if log_decay is None else by_decay, by_state)
+    kernel("delta_backward")(*map(pointer, given), *map(pointer, found), _sizes(q, v))
+    return by_q, by_k, by_v, by_beta, by_decay, by_state
+
+
+@_backward.register_fake
+def _(
+    grad_y: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None,
+    starts: Tensor | None, errors: Tensor, firsts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    by_q, by_k, by_v, by_beta = (torch.empty_like(tensor) for tensor in (q, k, v, beta))
+    by_decay = beta.new_empty(0) if log_decay is None else torch.empty_like(log_decay)
+    return by_q, by_k, by_v, by_beta, by_decay, grad_last.new_empty(grad_last.shape)
+
+
+def _firsts(v: Tensor, state: Tensor) -> Tensor:
+    batch, length, heads, width = v.shape
+    return v.new_empty(batch, heads, -(-length // SPAN), state.shape[2], width)
+
+
+def _sizes(q: Tensor, v: Tensor) -> Any:
+    return longs(*q.shape, v.shape[3])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    q, k, v, beta, log_decay, _, starts = inputs
+    ctx.save_for_backward(q, k, v, beta, log_decay, starts, output[2], output[3])
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_last: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, beta, log_decay, *kept = ctx.saved_tensors
+    *gradients, by_decay, by_state = _backward(grad_y, grad_last, q, k, v, beta, log_decay, *kept)
+    return *gradients, None if log_decay is None else by_decay, by_state, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
