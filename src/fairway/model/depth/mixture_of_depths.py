@@ -110,6 +110,9 @@ class Routed(Stateful):
         sizes = sum(8 * (tensor.ndim - 1) for tensor in self.block.empty_state(1))
         return 9 + sizes + self.block.state_bytes(self.chosen(context) if context else 0)
 
+    def looks_ahead(self) -> bool:
+        return self.config.capacity < 1
+
     def chosen(self, length: int) -> int:
         """Tokens that a sequence may send through the block in training."""
         return max(1, int(self.config.capacity * length))
