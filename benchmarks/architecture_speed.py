@@ -30,7 +30,7 @@ from fairway.compress.fit import compress_model
 from fairway.compress.plan import CompressConfig
 from fairway.core.budget import Budget
 from fairway.core.config import override
-from fairway.core.device import keep_freed_memory
+from fairway.core.device import keep_freed_memory, use_threads
 from fairway.core.probe import machine, versions
 from fairway.core.storage import write_json
 from fairway.data.batches import Batch
@@ -46,6 +46,7 @@ WIDTH, HEADS, VOCABULARY = 192, 6, 1024
 GOALS = {
     "experts against the dense block": (0.70, "tokens/s over the dense block's, at least"),
     "experts against Mixtral's layer": (2.0, "tokens/s over the Mixtral block's, at least"),
+    "experts against Mixtral's layer, bf16": (2.0, "tokens/s over the Mixtral block's, at least"),
     "mixture of depths": (0.65, "step time over the dense model's, at most"),
 }
 EXPERTS = {"kind": "moe", "experts": 8, "top": 2, "ratio": 2.0}
@@ -117,14 +118,16 @@ def output_of(layer: torch.nn.Module, x_BTD: Tensor) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
-def one_layer(number: int, batch: int, context: int) -> Prepared:
-    """Forward and backward of one of the two layers in float32."""
+def one_layer(number: int, half: bool, batch: int, context: int) -> Prepared:
+    """Forward and backward of one of the two layers, in float32 or under bfloat16 autocast."""
     layer, x_BTD = layers()[number], inputs(batch, context)
 
     def run() -> None:
         layer.zero_grad(set_to_none=True)
         x_BTD.grad = None
-        output_of(layer, x_BTD).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y_BTD = output_of(layer, x_BTD)
+        y_BTD.float().sum().backward()
 
     return run, {"tokens": batch * context}
 
@@ -137,8 +140,12 @@ def contenders(tiny: bool) -> dict[str, Callable[[], Prepared]]:
     return {
         "dense block": lambda: training({"depth": 1, "ffn": {"kind": "relu2"}}, batch, context),
         "experts block": lambda: training({"depth": 1, "ffn": EXPERTS}, batch, context),
-        "our layer": lambda: one_layer(0, batch, context),
-        "Mixtral's layer": lambda: one_layer(1, batch, context),
+        "our layer": lambda: one_layer(0, False, batch, context),
+        "Mixtral's layer": lambda: one_layer(1, False, batch, context),
+        "Mixtral's layer as installed": lambda: one_layer(1, False, batch, context),
+        "our layer, bf16": lambda: one_layer(0, True, batch, context),
+        "Mixtral's layer, bf16": lambda: one_layer(1, True, batch, context),
+        "Mixtral's layer, bf16 as installed": lambda: one_layer(1, True, batch, context),
         "dense depth": lambda: training({"depth": depth}, max(1, batch // 2), long),
         "mixture of depths": lambda: training({"depth": skipping}, max(1, batch // 2), long),
     }
@@ -178,7 +185,9 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     named = contenders(chosen.tiny)
     if chosen.contend:
-        keep_freed_memory()
+        if not chosen.contend.endswith("as installed"):
+            keep_freed_memory()
+            use_threads(chosen.threads)
         pairs.serve(named[chosen.contend])
         return
     difference = agreement(2, 64)
@@ -194,11 +203,17 @@ def tell(measured: dict[str, pairs.Measured], difference: float, looped: dict[st
     speed = {name: value.facts["tokens"] / value.wall for name, value in measured.items()}
     ratios = {
         "experts against the dense block": speed["experts block"] / speed["dense block"],
-        "experts against Mixtral's layer": speed["our layer"] / speed["Mixtral's layer"] if difference < 1e-4 else None,
+        **{
+            f"experts against Mixtral's layer{form}": speed[f"our layer{form}"]
+            / max(speed[f"Mixtral's layer{form}"], speed[f"Mixtral's layer{form} as installed"])
+            if difference < 1e-4
+            else None
+            for form in ("", ", bf16")
+        },
         "mixture of depths": measured["mixture of depths"].wall / measured["dense depth"].wall,
     }
     for name, value in measured.items():
-        print(f"  {name:<20}{1000 * value.wall:>10.1f} ms{speed[name]:>12,.0f} tokens/s  +-{100 * value.spread:.1f} %")
+        print(f"  {name:<36}{1000 * value.wall:>10.1f} ms{speed[name]:>12,.0f} tokens/s  +-{100 * value.spread:.1f} %")
     print(f"  our layer and Mixtral's differ by {difference:.1e} of the largest number")
     for name, ratio in ratios.items():
         goal, meaning = GOALS[name]
