@@ -121,3 +121,13 @@ def test_the_binding_budget_is_named(size, seconds, binding, monkeypatch):
 def test_a_cap_below_the_coarsest_step_is_refused():
     with pytest.raises(BudgetError, match="1 kB"):
         estimate(small(bytes=1000), silent)
+
+
+def test_parameters_of_experts_not_chosen_are_told_apart():
+    experts = {"kind": "moe", "experts": 4, "top": 1, "ratio": 1.0}
+    sized = Recipe.read({**small(bytes=400_000).plain(), "budget": {"steps": 4}})
+    routed = Recipe.read({**sized.plain(), "model": {**sized.model.plain(), "ffn": experts}})
+    plan, dense = estimate(routed, silent), estimate(sized, silent)
+    width, layers = routed.model.width, routed.model.depth.layers
+    assert plan.total_parameters - plan.active_parameters == 3 * layers * 2 * width * width
+    assert dense.active_parameters == dense.total_parameters

@@ -26,6 +26,7 @@ from fairway.core.probe import gemm_ceiling
 from fairway.core.seed import generator
 from fairway.data.batches import Batch, Batches
 from fairway.model.census import parameters_by_part
+from fairway.model.parts import active_parameters
 from fairway.run import Recipe
 from fairway.train.loop import Loop
 from fairway.train.meter import Meter
@@ -56,6 +57,8 @@ class Plan:
 
     parameters: dict[str, int]
     """By part: embedding, mixer, ffn, norm, head, other."""
+    active_parameters: int
+    """Parameters that one token uses: all but those of experts not chosen."""
     vocabulary: int
     artifact_bytes: int
     """Predicted size of the file, at the finest step that fits the cap."""
@@ -120,6 +123,7 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
     binding, advice = _binding(recipe.budget, bits, tokens / count)
     return Plan(
         parameters=parameters,
+        active_parameters=active_parameters(skeleton),
         vocabulary=vocabulary,
         artifact_bytes=predicted,
         bits_per_weight=bits,

@@ -42,6 +42,7 @@ from fairway.train.parts import Hook
 from fairway.train.profile import Profile, Stopwatch
 from fairway.train.provenance import accept_changes, facts_of
 from fairway.train.teacher import DistillConfig, Teaching, budget_without, require_same_tokens
+from fairway.train.upcycling import begin_as_dense
 from fairway.train.validation import Validation
 
 
@@ -204,6 +205,8 @@ class Run:
         vocabulary, device = manifest.tokenizer.vocabulary, machine.select(recipe.device)
         grown = self._grown(vocabulary)
         model = (grown or recipe.model).build(vocabulary, recipe.seed, device)
+        if recipe.train.upcycle is not None:
+            begin_as_dense(model, Path(recipe.train.upcycle), manifest.tokenizer_record.sha256)
         facts = facts_of(dict(_flat(recipe.plain())), manifest, self.folder)
         bytes_per_token = manifest.train.bytes / manifest.train.tokens
         meter = Meter(

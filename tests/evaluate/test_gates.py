@@ -116,6 +116,9 @@ def test_a_table_of_pieces_that_disagrees_with_the_text_is_noticed(model: Model)
         def piece(self, token: int) -> bytes:
             return model.tokenizer.piece(token) * (2 if token == 104 else 1)
 
+        def text_bytes(self, pieces: bytes) -> int:
+            return len(pieces)
+
     tokens = model.tokenizer.encode_all([b"what a hat"])
     wrong: Tokenizer = Stretched()  # pyrefly: ignore[bad-assignment]
     assert gates.byte_count(model.tokenizer, [b"what a hat"], tokens).passed

@@ -1,6 +1,7 @@
 """The pieces of the loop: clock, average, meter, validation curve, checkpoints, gradient norm."""
 
 import math
+import types
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from fairway.train.average import Average, AverageConfig
 from fairway.train.clock import Clock
 from fairway.train.meter import Meter
 from fairway.train.parts import global_norm
-from fairway.train.validation import Validation, ValidationConfig, mean_nats
+from fairway.train.validation import Validation, ValidationConfig, looks_ahead, mean_nats
 
 
 def test_progress_by_steps_is_steps_done_over_steps_planned() -> None:
@@ -77,6 +78,38 @@ def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary(manifest: Manifes
     assert watching.windows_BT.shape == (3, 17)
     assert mean_nats(network, watching.windows_BT) == pytest.approx(math.log(manifest.tokenizer.vocabulary), rel=1e-5)
     assert network.training
+
+
+@pytest.mark.parametrize(
+    ("overrides", "differs"),
+    [
+        (["depth.kind=mixture_of_depths", "depth.layers=2"], True),
+        (["ffn.kind=moe", "ffn.routing=expert", "ffn.allow_future=true"], False),
+        (["ffn.kind=moe", "ffn.capacity=0.5", "ffn.drop=score"], True),
+    ],
+)
+def test_what_looks_ahead_in_training_is_measured_both_ways(
+    manifest: Manifest, overrides: list[str], differs: bool
+) -> None:
+    model = ModelConfig.read(override({}, ["width=16", "context=16", "depth=1", "mixer.heads=2", *overrides]))
+    network = model.build(manifest.tokenizer.vocabulary, seed=0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    watching = Validation(manifest, Meter(1.0, 1.0), 16, ValidationConfig(windows=3, times=1))
+    assert looks_ahead(network)
+    loop = types.SimpleNamespace(progress=1.0, model=network)
+    figures = watching.stepped(loop)
+    assert figures["val/bpb"] > 0
+    assert (figures["val/bpb_ahead"] != figures["val/bpb"]) == differs
+    assert network.training
+
+
+def test_a_model_that_sees_the_past_alone_is_measured_once(manifest: Manifest) -> None:
+    model = ModelConfig.read(override({}, ["width=16", "context=16", "depth=1", "mixer.heads=2", "ffn.kind=moe"]))
+    network = model.build(manifest.tokenizer.vocabulary, seed=0)
+    watching = Validation(manifest, Meter(1.0, 1.0), 16, ValidationConfig(windows=3, times=1))
+    assert "val/bpb_ahead" not in watching.stepped(types.SimpleNamespace(progress=1.0, model=network))
 
 
 def test_a_checkpoint_comes_back_exactly_and_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def plan(
         return
     total = found.total_parameters
     rows = [(part, count, output.share(count, total)) for part, count in found.parameters.items()]
-    output.print_table("Parameters", ("part", "count", "share"), [*rows, ("all", total, "")])
+    active = found.active_parameters
+    rows += [("all", total, ""), ("used by one token", active, output.share(active, total))]
+    output.print_table("Parameters", ("part", "count", "share"), rows)
     output.print_facts(
         "Costs",
         {

@@ -79,6 +79,10 @@ class Tokenizer(ABC):
     def piece(self, token: int) -> bytes:
         """What one id stands for, for display; empty for the boundary."""
 
+    def text_bytes(self, pieces: bytes) -> int:
+        """Bytes of the text that pieces in a row stand for: all of them, unless marks stand among them."""
+        return len(pieces)
+
     @abstractmethod
     def save(self) -> bytes:
         """Everything `load` needs; two tokenizers that encode alike and were made alike save alike."""

@@ -162,13 +162,13 @@ def round_trip(tokenizer: Tokenizer, texts: Sequence[bytes], tokens: Sequence[np
 def byte_count(tokenizer: Tokenizer, texts: Sequence[bytes], tokens: Sequence[np.ndarray]) -> GateResult:
     """Bytes are counted in the text, and the tokenizer's own table of pieces must agree."""
     name = "bytes from the text"
-    lengths = np.array([len(tokenizer.piece(token)) for token in range(tokenizer.vocabulary)], np.int64)
-    if lengths[tokenizer.boundary]:
+    pieces = [tokenizer.piece(token) for token in range(tokenizer.vocabulary)]
+    if pieces[tokenizer.boundary]:
         return GateResult(
-            name, False, f"The boundary is said to hold {lengths[tokenizer.boundary]} bytes; it holds none."
+            name, False, f"The boundary is said to hold {len(pieces[tokenizer.boundary])} bytes; it holds none."
         )
     for index, (text, ids) in enumerate(zip(texts, tokens, strict=True)):
-        counted = int(lengths[ids].sum())
+        counted = tokenizer.text_bytes(b"".join(pieces[token] for token in ids.tolist()))
         if counted != len(text):
             return GateResult(
                 name, False, f"Document {index} has {len(text)} bytes; its tokens are said to hold {counted}."

@@ -57,6 +57,10 @@ class Part(nn.Module, ABC):
         """Parameters owned directly by this module that one token does not use, as those of experts not chosen."""
         return 0
 
+    def looks_ahead(self) -> bool:
+        """Whether its outputs in training depend on later tokens, so that a loss in training is none of prediction."""
+        return False
+
     def after_step(self, statistics: dict[str, Tensor]) -> None:
         """Called once after each optimizer step with this module's own statistics, averaged over the step."""
 

@@ -15,6 +15,7 @@ WIDE, HALF, THIRD = 960, 456, 290
 """Widths of the view box, near the pixels that a column of the page gives, so that text keeps its size."""
 LEFT, RIGHT, TOP, BOTTOM = 76, 12, 14, 42
 MOST_POINTS = 600
+_SMOOTHING = 0.05
 _COLOURS = ("#1f6fb4", "#c2571a", "#2e8b57", "#8a4fb0", "#b8860b", "#c0392b")
 _PAPER = (
     "svg{background:#fff;font:13px sans-serif}text{fill:#333}.grid{stroke:#e5e5e5}.axis{stroke:#888}"
@@ -60,6 +61,17 @@ class _Frame:
 
     def y(self, value: float) -> float:
         return self.height - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (self.height - TOP - BOTTOM)
+
+
+def smoothed(name: str, x: Sequence[float], y: Sequence[float]) -> Line:
+    """An exponential average over about a twentieth of the points; corrected for its start."""
+    rate = max(_SMOOTHING, min(1.0, 20 / max(1, len(y))))
+    mean, weight, result = 0.0, 0.0, []
+    for value in y:
+        if math.isfinite(value):
+            mean, weight = (1 - rate) * mean + rate * value, (1 - rate) * weight + rate
+        result.append(mean / weight if weight else math.nan)
+    return Line(name, x, result)
 
 
 def lines(

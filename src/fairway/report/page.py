@@ -18,10 +18,10 @@ from fairway.core.config import read_yaml
 from fairway.core.errors import ConfigError
 from fairway.core.storage import read_journal, read_json, write_text
 from fairway.report.anatomy import Anatomy, anatomy, weights_by_part
-from fairway.report.chart import HALF, Bar, Line, bars, histogram, lines
+from fairway.report.chart import HALF, Bar, Line, bars, histogram, lines, smoothed
+from fairway.report.routing import routing
 
 REPORT = "report.html"
-_SMOOTHING = 0.05
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -53,6 +53,7 @@ def render(folder: Path) -> str:
         subtitle=_subtitle(folder, summary),
         tiles=_tiles(recipe, summary, score),
         charts=_curves(records, score),
+        routing=_routing(records),
         seconds=_seconds(_optional(folder / "ledger.json")),
         sizes=_sizes(contents),
         proof=_proof(score),
@@ -111,13 +112,14 @@ def _tile(name: str, value: str, note: str, share: float | None = None) -> dict[
 def _curves(records: list[dict[str, Any]], score: Mapping[str, Any]) -> list[dict[str, Any]]:
     time = "elapsed" if any("elapsed" in record for record in records) else "seconds"
     bpb = [
-        _smoothed("training", *_series(records, time, "train/bpb")),
+        smoothed("training", *_series(records, time, "train/bpb")),
         Line("validation", *_series(records, time, "val/bpb"), dots=True),
+        Line("validation, looking ahead", *_series(records, time, "val/bpb_ahead"), dots=True),
     ]
     final = score.get("bits_per_byte")
     marks = [(float(final), f"artifact {final:.4f}")] if isinstance(final, (int, float)) else []
-    loss = [_smoothed("loss", *_series(records, time, "train/loss"))]
-    pace = [_smoothed("tokens/s", *_pace(records, time))]
+    loss = [smoothed("loss", *_series(records, time, "train/loss"))]
+    pace = [smoothed("tokens/s", *_pace(records, time))]
     x = "seconds of training"
     loss_chart = lines("Training loss over time", loss, x, "nats per token", width=HALF)
     pace_chart = lines("Tokens per second over time", pace, x, "tokens per second", width=HALF, from_zero=True)
@@ -133,6 +135,14 @@ def _curves(records: list[dict[str, Any]], score: Mapping[str, Any]) -> list[dic
     return [_figure(title, svg, caption) for title, svg, caption in charts if svg]
 
 
+def _routing(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    found = routing(records, "elapsed")
+    if not found.rows:
+        return None
+    charts = [_figure(title, svg, caption) for title, svg, caption in found.charts]
+    return {"columns": found.columns, "rows": found.rows, "charts": charts}
+
+
 def _series(records: list[dict[str, Any]], time: str, name: str) -> tuple[list[float], list[float]]:
     found = [(record[time], record[name]) for record in records if name in record and time in record]
     return [float(x) for x, _ in found], [float(y) for _, y in found]
@@ -143,17 +153,6 @@ def _pace(records: list[dict[str, Any]], time: str) -> tuple[list[float], list[f
         return _series(records, time, "tokens/s")
     timed = [record for record in records if record.get("step_seconds") and "tokens" in record and time in record]
     return [record[time] for record in timed], [record["tokens"] / record["step_seconds"] for record in timed]
-
-
-def _smoothed(name: str, x: list[float], y: list[float]) -> Line:
-    """An exponential average over about a twentieth of the points; corrected for its start."""
-    rate = max(_SMOOTHING, min(1.0, 20 / max(1, len(y))))
-    mean, weight, result = 0.0, 0.0, []
-    for value in y:
-        if math.isfinite(value):
-            mean, weight = (1 - rate) * mean + rate * value, (1 - rate) * weight + rate
-        result.append(mean / weight if weight else math.nan)
-    return Line(name, x, result)
 
 
 def _seconds(ledger: Mapping[str, Any]) -> dict[str, Any] | None:

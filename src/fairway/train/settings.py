@@ -37,6 +37,8 @@ class TrainConfig(Config):
     recompute: Annotated[RecomputeConfig, Slot("fairway.train.recompute", "none")] = Field(
         default="none", validate_default=True
     )
+    upcycle: str | None = None
+    """Folder of a run of a dense model that a mixture of experts begins as: each expert a copy of its feed-forward."""
     loss: NextTokenConfig = NextTokenConfig()
     validation: ValidationConfig = ValidationConfig()
     average: AverageConfig = AverageConfig()

@@ -1,6 +1,8 @@
 """Validation loss while training: plain windows over a fixed part of the validation text.
 
-A curve to watch, cheap and inside the time budget; it decides nothing, and a score comes from `evaluate` alone.
+A curve to watch, cheap and inside the time budget; it decides nothing, and a score comes from `evaluate` alone. Where
+parts of the model look ahead in training, as routers that pick the best tokens of a sequence do, the same windows are
+measured that way too: the difference is what the model loses once it must predict.
 """
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 from fairway.core.config import Config
 from fairway.data.manifest import Manifest
 from fairway.model.lm import LanguageModel
+from fairway.model.parts import Part
 from fairway.train.meter import Meter
 from fairway.train.parts import Hook, Trainee
 
@@ -24,7 +27,7 @@ class ValidationConfig(Config):
 
 
 class Validation(Hook):
-    """Logs `val/bpb` at equal steps of progress."""
+    """Logs `val/bpb` at equal steps of progress, and `val/bpb_ahead` where training looks ahead."""
 
     ranks = "slices"
 
@@ -44,7 +47,11 @@ class Validation(Hook):
             return {}
         self.measured = due
         nats = mean_nats(loop.model, self.windows_BT)
-        return {"val/loss": nats, "val/bpb": self.meter.bits_per_byte(nats)}
+        figures = {"val/loss": nats, "val/bpb": self.meter.bits_per_byte(nats)}
+        if looks_ahead(loop.model):
+            ahead = mean_nats(loop.model, self.windows_BT, as_in_training=True)
+            figures["val/bpb_ahead"] = self.meter.bits_per_byte(ahead)
+        return figures
 
     def state(self) -> dict[str, Tensor]:
         return {"measured": torch.tensor(self.measured)}
@@ -53,11 +60,16 @@ class Validation(Hook):
         self.measured = int(state["measured"])
 
 
+def looks_ahead(model: LanguageModel) -> bool:
+    """Whether a part of the model lets later tokens sway earlier ones in training."""
+    return any(isinstance(module, Part) and module.looks_ahead() for module in model.modules())
+
+
 @torch.no_grad()
-def mean_nats(model: LanguageModel, windows_BT: Tensor) -> float:
+def mean_nats(model: LanguageModel, windows_BT: Tensor, *, as_in_training: bool = False) -> float:
     """Mean cross-entropy in nats per token over windows of consecutive tokens, (B, T + 1)."""
     training = model.training
-    model.eval()
+    model.train(as_in_training)
     total = 0.0
     for part_BT in windows_BT.to(model.device).split(8):
         log_p_BTV = model.logits(model(part_BT[:, :-1]).hidden_BTD).log_softmax(-1)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairway.data.tokenizer.case import CAPITAL, ESCAPE, UPPER, Config, lowered, restored
+from fairway.evaluate.gates import byte_count
 
 TRICKY = st.lists(
     st.sampled_from(
@@ -18,6 +19,14 @@ TRICKY = st.lists(
 @given(st.one_of(st.binary(max_size=60), TRICKY))
 def test_any_bytes_come_back(data: bytes) -> None:
     assert restored(lowered(data)) == data
+
+
+@settings(max_examples=1000)
+@given(st.one_of(st.binary(max_size=60), TRICKY))
+def test_marks_hold_no_bytes_of_the_text(data: bytes) -> None:
+    tokenizer = Config(kind="case", inner="byte").train([], 0)
+    assert tokenizer.text_bytes(b"".join(map(tokenizer.piece, tokenizer.encode(data).tolist()))) == len(data)
+    assert byte_count(tokenizer, [data], [tokenizer.encode(data)]).passed
 
 
 @given(TRICKY)

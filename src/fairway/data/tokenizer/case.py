@@ -24,6 +24,7 @@ SOURCE = Source("OpenAI", 2026, "https://github.com/openai/parameter-golf/pull/1
 CAPITAL, UPPER, ESCAPE = b"\xff", b"\xfe", b"\xfd"
 
 _TO_WRITE = re.compile(rb"( ?)([A-Z]{2,}(?=[A-Z][a-z])|[A-Z]{2,}(?![A-Za-z])|[A-Z])|[\xfd-\xff]")
+_MARKS = re.compile(rb"\xfd([\x00-\xff]?)|[\xfe\xff]")
 _TO_READ = re.compile(rb"\xfd([\x00-\xff]?)|\xfe( ?)([a-z]*)|\xff( ?[a-z]?)")
 
 Inner = Literal["bpe", "unigram", "byte"]
@@ -85,6 +86,9 @@ class CaseTokenizer(Tokenizer):
     def piece(self, token: int) -> bytes:
         """The piece as written, marks included: what it becomes in a text depends on its neighbours."""
         return self.inner.piece(token)
+
+    def text_bytes(self, pieces: bytes) -> int:
+        return len(_MARKS.sub(rb"\1", pieces))
 
     def save(self) -> bytes:
         return bytes([_INNER.index(cast(Inner, self.inner.kind))]) + self.inner.save()

@@ -110,6 +110,9 @@ class Routed(Stateful):
         sizes = sum(8 * (tensor.ndim - 1) for tensor in self.block.empty_state(1))
         return 9 + sizes + self.block.state_bytes(self.chosen(context) if context else 0)
 
+    def looks_ahead(self) -> bool:
+        return self.config.capacity < 1
+
     def chosen(self, length: int) -> int:
         """Tokens that a sequence may send through the block in training."""
         return max(1, int(self.config.capacity * length))
@@ -133,8 +136,7 @@ class Routed(Stateful):
             rows = [index_BC] if state is None or ragged.is_even(tuple(inner)) else list(index_BC.split(1))
         else:
             rows = [mine_T.nonzero().T for mine_T in guess_BT > 0]
-        delta_BTD, inner_after, auxes = self._apply_to(rows, x_BTD, tuple(inner), places)
-        y_BTD = x_BTD + self._gated(r_BT)[..., None].to(delta_BTD.dtype) * delta_BTD
+        y_BTD, inner_after, auxes = self._apply_to(rows, x_BTD, self._gated(r_BT), tuple(inner), places)
         aux = Aux.of_repeats(auxes) if auxes else Aux()
         if self.training:
             aux = aux + self._choice_loss(guess_BT, rows)
@@ -142,28 +144,33 @@ class Routed(Stateful):
         return y_BTD, after, aux
 
     def _apply_to(
-        self, rows: list[Tensor], x_BTD: Tensor, inner: State, places: "_Places"
+        self, rows: list[Tensor], x_BTD: Tensor, weight_BT: Tensor, inner: State, places: "_Places"
     ) -> tuple[Tensor, State, list[Aux]]:
-        """What the block adds to chosen tokens (zero elsewhere), its packed state, and its auxiliary values.
+        """Tokens after what the block adds to the chosen ones, its packed state, and its auxiliary values.
 
         `rows` holds the chosen indices of all sequences, (B, C), or of one sequence after the other, (1, C) each.
         """
         whole = len(rows) == 1
-        deltas, states, auxes = [], [], []
+        outputs, states, auxes = [], [], []
         for number, index_BC in enumerate(rows):
             mine = slice(None) if whole else slice(number, number + 1)
             piece = ragged.tensors(inner) if whole and ragged.is_even(inner) else ragged.row(inner, number)
             x = x_BTD[mine]
             if index_BC.shape[1]:
-                wide = index_BC[..., None].expand(-1, -1, x.shape[2])
-                x_BCD = x.gather(1, wide)
+                row_N = _row(index_BC, x.shape[1])
+                x_BCD = x.flatten(0, 1).index_select(0, row_N).view(*index_BC.shape, -1)
                 y_BCD, piece, aux = self.block(x_BCD, piece, places.of(index_BC, mine))
-                deltas.append(torch.zeros_like(x, dtype=y_BCD.dtype).scatter(1, wide, y_BCD - x_BCD))
+                change_BCD = weight_BT[mine].gather(1, index_BC)[..., None].to(y_BCD.dtype) * (y_BCD - x_BCD)
+                wide_ND = x.to(torch.promote_types(x.dtype, y_BCD.dtype)).flatten(0, 1)
+                x = wide_ND.index_add(0, row_N, change_BCD.flatten(0, 1)).view_as(x)
                 auxes.append(aux.under("block"))
-            else:
-                deltas.append(torch.zeros_like(x))
+            outputs.append(x)
             states.append(piece)
-        return torch.cat(deltas), ragged.packed(states[0]) if whole else ragged.stacked(states), auxes
+        return (
+            outputs[0] if whole else torch.cat(outputs),
+            ragged.packed(states[0]) if whole else ragged.stacked(states),
+            auxes,
+        )
 
     def _gated(self, r_BT: Tensor) -> Tensor:
         if self.config.gate == "raw":
@@ -230,6 +237,12 @@ class _Places:
             else:
                 result.append(self.pending_B[mine] | (last_B > 0))
         return torch.cat(result)
+
+
+def _row(index_BC: Tensor, length: int) -> Tensor:
+    """Rows of the tokens at `index_BC` where all sequences of a length stand below one another."""
+    first_B = torch.arange(len(index_BC), device=index_BC.device) * length
+    return (index_BC + first_B[:, None]).flatten()
 
 
 def _gathered(value: Tensor | None, index_BC: Tensor, mine: slice) -> Tensor | None:

@@ -168,6 +168,9 @@ class MixtureOfExperts(Ffn):
         per_expert = (self.input_EJD.numel() + self.output_EDF.numel()) // self.config.routed
         return (self.config.routed - self.config.chosen) * per_expert
 
+    def looks_ahead(self) -> bool:
+        return self.config.routing == "expert" or (self.config.capacity is not None and self.config.drop == "score")
+
     def flops(self, context: int) -> float:  # noqa: ARG002
         per_expert = 2.0 * (self.input_EJD.numel() + self.output_EDF.numel()) / self.config.routed
         return 2.0 * self.router_ED.numel() + per_expert * (self.config.chosen + self.config.shared)
