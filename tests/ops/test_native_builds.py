@@ -11,8 +11,10 @@ import pytest
 
 from law.house import PACKAGE, ROOT, copied
 
-KERNELS = sorted([*PACKAGE.glob("ops/*/kernel.cpp"), *PACKAGE.glob("artifact/coder/*.cpp")])
-HEADERS = sorted(PACKAGE.glob("ops/kernel/*.h"))
+KERNELS = sorted(
+    [*PACKAGE.glob("ops/*/kernel.cpp"), *PACKAGE.glob("artifact/coder/*.cpp"), *PACKAGE.glob("data/kernel/*.cpp")]
+)
+HEADERS = sorted([*PACKAGE.glob("ops/kernel/*.h"), *PACKAGE.glob("data/kernel/*.h")])
 SAFE = {"algorithm", "cmath", "cstdint", "cstdlib", "cstring", "immintrin.h"}
 ARM = "aarch64-linux-gnu"
 HERE = Path(__file__).parent
@@ -76,7 +78,11 @@ def test_the_kernel_tests_pass_under_the_address_and_undefined_behaviour_sanitiz
     loaded = "from fairway.core import native; native.kernel('relu2_forward'); print(open('/proc/self/maps').read())"
     assert f"{home}/fairway/ops/kernel/libfairway.so" in run(sys.executable, "-c", loaded, **environment)
     names = ["attention", "test_elementwise_paths.py", "test_gates_and_squashes.py", "test_recurrences_natively.py"]
-    tests = [*(HERE / name for name in names), HERE.parent / "artifact" / "coder"]
+    tests = [
+        *(HERE / name for name in names),
+        HERE.parent / "artifact" / "coder",
+        HERE.parent / "data" / "test_native_words.py",
+    ]
     report = run(
         sys.executable, "-m", "pytest", *tests, "-p", "no:cacheprovider", "-v", "-k", "not fake", **environment
     )

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from fairway.core.errors import FairwayError, TokenizerError
+from fairway.data import native_words
 from fairway.data.parts import Tokenizer, TokenizerConfig
 
 BOUNDARY = 256
@@ -36,6 +37,7 @@ SPACES: tuple[Spaces, ...] = ("prefix", "alone")
 _TO_ALPHABET = dict(enumerate(ALPHABET))
 _BLOCK = 1 << 20
 _CACHED_WORDS = 1 << 18
+_FEW = 32
 _SPACE = b" \t\n\r\f\v"
 _DIGIT = b"0123456789"
 _LETTER = bytes(byte for byte in range(256) if chr(byte).isascii() and chr(byte).isalpha()) + bytes(range(0x80, 0xF8))
@@ -71,6 +73,7 @@ class WordTokenizer(Tokenizer):
         self.table = [bytes([byte]) for byte in range(256)] + [b"", *pieces]
         self.vocabulary = len(self.table)
         self._pattern = splitter(digits, spaces)
+        self._pieces = PieceTable(self.table)
         code = "H" if self.dtype.itemsize == 2 else "I"
         self._cache = _Cache(lambda word: array(code, self.word_ids(word)).tobytes())
 
@@ -85,7 +88,7 @@ class WordTokenizer(Tokenizer):
         )
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        return join_pieces(self.table, ids)
+        return self._pieces.join(ids)
 
     def piece(self, token: int) -> bytes:
         return join_pieces(self.table, [token])
@@ -119,6 +122,15 @@ def word_pattern(digits: Digits, spaces: Spaces, show: Callable[[int], str]) -> 
     return "|".join([*choices, any_of(_NEVER)])
 
 
+def native_rule(digits: Digits, spaces: Spaces) -> native_words.Words:
+    """The same cut as `splitter`'s for the native kernels."""
+    groups = [_LETTER + _DIGIT if digits == "none" else _LETTER, _MARK, _DIGIT, _SPACE, _NEVER]
+    kinds = bytes(next(kind for kind, group in enumerate(groups) if byte in group) for byte in range(256))
+    letters = "".join(f"\\x{byte:02x}" for byte in groups[0])
+    letter_end = re.compile(f"[{letters}](?![{letters}])".encode())
+    return native_words.Words(kinds, 3 if digits == "three" else 1, spaces == "prefix", letter_end)
+
+
 def words_of(pattern: re.Pattern[bytes], data: bytes) -> Iterator[list[bytes]]:
     """The words of a text in lists of bounded size; their concatenation is the text."""
     start = 0
@@ -144,6 +156,23 @@ def join_pieces(table: list[bytes], ids: Iterable[int] | np.ndarray) -> bytes:
         wrong = next(token for token in ids if not 0 <= token < len(table))
         raise TokenizerError(f"Token id {wrong} is not in the vocabulary of {len(table)} ids.")
     return b"".join(map(table.__getitem__, ids))
+
+
+class PieceTable:
+    """The bytes of every id of a tokenizer, joined natively where many ids come at once."""
+
+    def __init__(self, table: list[bytes]) -> None:
+        self.table = table
+        self._joiner: native_words.Joiner | None = None
+
+    def join(self, ids: Iterable[int] | np.ndarray) -> bytes:
+        """The same as `join_pieces`."""
+        if not isinstance(ids, np.ndarray) or ids.dtype not in (np.uint16, np.uint32) or len(ids) < _FEW:
+            return join_pieces(self.table, ids)
+        if not native_words.usable() or int(ids.max()) >= len(self.table):
+            return join_pieces(self.table, ids)
+        self._joiner = self._joiner or native_words.Joiner(self.table)
+        return self._joiner.join(ids)
 
 
 @contextmanager

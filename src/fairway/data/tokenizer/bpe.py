@@ -20,6 +20,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from fairway.core.config import Source
 from fairway.core.errors import TokenizerError
+from fairway.core.log import say_once
+from fairway.core.native import why_not
+from fairway.data import native_words
 from fairway.data.byte_level_json import byte_level_json, spelled
 from fairway.data.packed import pack_numbers, unpack_numbers
 from fairway.data.words import (
@@ -36,6 +39,7 @@ from fairway.data.words import (
     WordTokenizer,
     as_words,
     native,
+    native_rule,
     splitter,
     words_of,
 )
@@ -66,6 +70,19 @@ class BpeTokenizer(WordTokenizer):
         pieces, self._ranks = _follow(self.merges)
         super().__init__(pieces, digits, spaces)
         self._made = [made for _, made in self._ranks.values()]
+        self._encoder: native_words.Encoder | None = None
+
+    def encode(self, data: bytes) -> np.ndarray:
+        return self.encode_all([data])[0]
+
+    def encode_all(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        if not native_words.usable():
+            say_once(f"Byte-pair encoding goes word by word in Python: native kernels are {why_not()}.")
+            return [super(BpeTokenizer, self).encode(text) for text in texts]
+        if self._encoder is None:
+            rule = native_rule(self.digits, self.spaces)
+            self._encoder = native_words.Encoder(rule, self.merges, self._made)
+        return self._encoder.encode(texts, self.dtype)
 
     def word_ids(self, word: bytes) -> list[int]:
         ids = list(word)
@@ -159,7 +176,7 @@ def cut(tokenizer: BpeTokenizer, vocabulary: int) -> BpeTokenizer:
 
 
 class Config(WordConfig):
-    """Byte-pair encoding, trained by the `tokenizers` library on this house's own words."""
+    """Byte-pair encoding, trained natively, or where there are no kernels by the `tokenizers` library."""
 
     made = BpeTokenizer
 
@@ -171,6 +188,10 @@ class Config(WordConfig):
     def train(self, documents: Iterable[bytes], seed: int) -> BpeTokenizer:  # noqa: ARG002
         if self.vocabulary == FIRST_PIECE:
             return BpeTokenizer((), self.digits, self.spaces, self.dropout)
+        if native_words.usable():
+            merges = native_words.learn(native_rule(self.digits, self.spaces), documents, self.vocabulary)
+            return BpeTokenizer(merges, self.digits, self.spaces, self.dropout)
+        say_once(f"The tokenizers library trains byte-pair encoding: native kernels are {why_not()}.")
         with native("train byte-pair encoding"):
             trainer = trainers.BpeTrainer(
                 vocab_size=self.vocabulary - 1,

@@ -19,7 +19,7 @@ from fairway.core.errors import TokenizerError
 from fairway.data.byte_level_json import DOCUMENT_MARK, spelled, unspelled
 from fairway.data.parts import Tokenizer, TokenizerConfig
 from fairway.data.utf8 import stretches
-from fairway.data.words import LARGEST_VOCABULARY, join_pieces, native
+from fairway.data.words import LARGEST_VOCABULARY, PieceTable, native
 
 SOURCE = Source("Moi and Patry", 2023, "https://github.com/huggingface/tokenizers")
 
@@ -52,6 +52,7 @@ class PretrainedTokenizer(Tokenizer):
         self.boundary = found[0] if found else size
         self._table += [b""] * (self.boundary == size)
         self.vocabulary = len(self._table)
+        self._pieces = PieceTable(self._table)
         self._singles = [names.get(spelled(bytes([byte])), -1) for byte in range(256)] if byte_level else [-1] * 256
         self.lossless = byte_level and min(self._singles) >= 0 and _keeps_text(described)
 
@@ -68,10 +69,10 @@ class PretrainedTokenizer(Tokenizer):
         return np.array(ids, self.dtype)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        return join_pieces(self._table, ids)
+        return self._pieces.join(ids)
 
     def piece(self, token: int) -> bytes:
-        return join_pieces(self._table, [token])
+        return self._pieces.join([token])
 
     def save(self) -> bytes:
         return self._data

@@ -17,7 +17,7 @@ from fairway.core.errors import TokenizerError
 from fairway.data.parts import Tokenizer, TokenizerConfig
 from fairway.data.sentencepiece_model import LARGEST_MODEL, Model, read_model
 from fairway.data.utf8 import stretches
-from fairway.data.words import join_pieces, native
+from fairway.data.words import PieceTable, native
 
 SOURCE = Source("Kudo and Richardson", 2018, "arXiv:1808.06226")
 
@@ -36,6 +36,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self.boundary == len(self._table):
             self._table.append(b"")
         self.vocabulary = len(self._table)
+        self._pieces = PieceTable(self._table)
 
     def encode(self, data: bytes) -> np.ndarray:
         ids: list[int] = []
@@ -53,11 +54,11 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._model.processor.unk_id()]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> bytes:
-        data = join_pieces(self._table, ids)
+        data = self._pieces.join(ids)
         return data.removeprefix(b" ") if self._model.prefixed else data
 
     def piece(self, token: int) -> bytes:
-        return join_pieces(self._table, [token])
+        return self._pieces.join([token])
 
     def save(self) -> bytes:
         return self._model.data

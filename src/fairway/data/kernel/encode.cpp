@@ -1,0 +1,198 @@
+// Byte-pair encoding of texts, and pieces joined to text again: see data/tokenizer/bpe.py for the definition.
+
+#include "words.h"
+
+#ifdef _OPENMP
+extern "C" int omp_get_thread_num(void);
+#endif
+
+namespace {
+
+constexpr uint32_t never = 0xffffffffu;
+constexpr long most_words = 1 << 18;
+
+// For each pair that is merged its rank and the id it makes.
+struct Merges {
+    struct Entry {
+        uint64_t pair;
+        uint32_t rank, made;
+    };
+    long count;
+    Scratch<Entry> entries;
+
+    static long power_above(long n) {
+        long power = 64;
+        while (power < n) power *= 2;
+        return power;
+    }
+
+    // A pair's key is the pair plus one, so that nothing is zero.
+    static uint64_t key(uint32_t left, uint32_t right) { return ((uint64_t)left << 32 | right) + 1; }
+    static uint64_t place(uint64_t pair) { return (pair * 0x9E3779B97F4A7C15u) >> 20; }
+
+    Merges(const uint32_t* left, const uint32_t* right, const uint32_t* made, long merges)
+        : count(power_above(3 * merges)), entries(count) {
+        for (long rank = 0; rank < merges; rank++) {
+            uint64_t pair = key(left[rank], right[rank]);
+            long at = (long)(place(pair) & (uint64_t)(count - 1));
+            while (entries[at].pair) at = (at + 1) & (count - 1);
+            entries[at] = {pair, (uint32_t)rank, made[rank]};
+        }
+    }
+
+    uint32_t find(uint32_t left, uint32_t right, uint32_t& made) const {
+        uint64_t pair = key(left, right);
+        for (long at = (long)(place(pair) & (uint64_t)(count - 1)); entries[at].pair; at = (at + 1) & (count - 1)) {
+            if (entries[at].pair == pair) {
+                made = entries[at].made;
+                return entries[at].rank;
+            }
+        }
+        return never;
+    }
+
+    // The earliest merge present, leftmost first, until none is; returns the number of ids.
+    long cut(const uint8_t* word, long size, uint32_t* ids) const {
+        uint32_t rank[longest_word], made[longest_word];
+        for (long i = 0; i < size; i++) ids[i] = word[i];
+        for (long i = 0; i + 1 < size; i++) rank[i] = find(ids[i], ids[i + 1], made[i]);
+        for (;;) {
+            long best = 0;
+            for (long i = 1; i + 1 < size; i++) best = rank[i] < rank[best] ? i : best;
+            if (size < 2 || rank[best] == never) return size;
+            ids[best] = made[best];
+            size--;
+            for (long i = best + 1; i < size; i++) ids[i] = ids[i + 1], rank[i - 1] = rank[i], made[i - 1] = made[i];
+            if (best > 0) rank[best - 1] = find(ids[best - 1], ids[best], made[best - 1]);
+            if (best + 1 < size) rank[best] = find(ids[best], ids[best + 1], made[best]);
+        }
+    }
+};
+
+// The ids of a word: up to three here, more of them from `ids[0]` on in the lane's store.
+struct Cut {
+    uint32_t ids[3], count;
+};
+
+class Lane {
+   public:
+    Table<Cut> words;
+    List<uint32_t> store;
+
+    // Writes a word's ids, with `left` bytes of text from its first on; returns where the next word's go.
+    template <class Id>
+    Id* write(const Merges& merges, const Probe& probe, const uint8_t* word, long size, long left, Id* to) {
+        if (words.used >= most_words) words.clear(), store.size = 0;
+        bool fresh;
+        Cut& cut = words.slot(probe, word, size, fresh).value;
+        if (fresh) learn(cut, merges, word, size);
+        if (cut.count <= 3 && left >= 3) {  // ids never outnumber the bytes read, so three more fit
+            to[0] = (Id)cut.ids[0], to[1] = (Id)cut.ids[1], to[2] = (Id)cut.ids[2];
+        } else {
+            const uint32_t* ids = cut.count <= 3 ? cut.ids : store.data + cut.ids[0];
+            for (uint32_t i = 0; i < cut.count; i++) to[i] = (Id)ids[i];
+        }
+        return to + cut.count;
+    }
+
+   private:
+    void learn(Cut& cut, const Merges& merges, const uint8_t* word, long size) {
+        uint32_t ids[longest_word];
+        cut.count = (uint32_t)merges.cut(word, size, ids);
+        if (cut.count <= 3) {
+            std::memcpy(cut.ids, ids, cut.count * sizeof *ids);
+        } else {
+            cut.ids[0] = (uint32_t)store.size;
+            std::memcpy(store.extend(cut.count), ids, cut.count * sizeof *ids);
+        }
+    }
+};
+
+struct Encoder {
+    Splitter splitter;
+    Merges merges;
+    Lane* lanes;
+
+    Encoder(const uint8_t* kinds, long digits, long prefix, const uint32_t* left, const uint32_t* right,
+            const uint32_t* made, long count, long lane_count)
+        : splitter(kinds, digits, prefix), merges(left, right, made, count), lanes(new Lane[lane_count]) {}
+    ~Encoder() { delete[] lanes; }
+
+    template <class Id>
+    long encode(Lane& lane, const uint8_t* text, long size, Id* out) const {
+        Batch<Cut> batch;
+        Id* to = out;
+        for (long at = 0; at < size;) {
+            long from = at;
+            at = batch.fill(splitter, lane.words, text, at, size);
+            for (long i = 0; i < batch.count; from += batch.sizes[i++]) {
+                const uint8_t* word = text + from;
+                to = batch.sizes[i] == 1 ? (*to = (Id)*word, to + 1)
+                                         : lane.write(merges, batch.probes[i], word, batch.sizes[i], size - from, to);
+            }
+        }
+        return to - out;
+    }
+};
+
+template <class Id>
+void encode_all(Encoder& encoder, const uint8_t* const* texts, const long* sizes, const long* starts, long* counts,
+                long count, Id* out, long lanes) {
+#pragma omp parallel num_threads(lanes) if (lanes > 1 && count > 1)
+    {
+#ifdef _OPENMP
+        Lane& lane = encoder.lanes[omp_get_thread_num()];
+#else
+        Lane& lane = encoder.lanes[0];
+#endif
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < count; i++) counts[i] = encoder.encode(lane, texts[i], sizes[i], out + starts[i]);
+    }
+}
+
+template <class Id>
+void join(const Id* ids, long count, const uint8_t* pieces, const long* starts, uint8_t* out, long size) {
+    long at = 0;
+    for (long i = 0; i < count; i++) {
+        long from = starts[ids[i]], length = starts[ids[i] + 1] - from;
+        if (length <= 16 && at + 16 <= size) {
+            std::memcpy(out + at, pieces + from, 16);
+        } else {
+            std::memcpy(out + at, pieces + from, (size_t)length);
+        }
+        at += length;
+    }
+}
+
+}  // namespace
+
+// kinds: a Kind for each byte. digits: how many make a word at most. left, right, made: the merges in their order.
+FAIRWAY_EXPORT(bpe_open)
+(void** handle, const uint8_t* kinds, long digits, long prefix, const uint32_t* left, const uint32_t* right,
+ const uint32_t* made, long count, long lanes) {
+    *handle = new Encoder(kinds, digits, prefix, left, right, made, count, lanes);
+}
+
+FAIRWAY_EXPORT(bpe_close)(void* handle) { delete (Encoder*)handle; }
+
+// out: room for as many ids as bytes, each text's from its start on; counts receives how many there are.
+FAIRWAY_EXPORT(bpe_encode)
+(void* handle, const uint8_t* const* texts, const long* sizes, const long* starts, long* counts, long count, void* out,
+ long width, long lanes) {
+    Encoder& encoder = *(Encoder*)handle;
+    if (width == 2) {
+        encode_all(encoder, texts, sizes, starts, counts, count, (uint16_t*)out, lanes);
+    } else {
+        encode_all(encoder, texts, sizes, starts, counts, count, (uint32_t*)out, lanes);
+    }
+}
+
+// pieces: the pieces one after another and sixteen bytes more; piece i lies in [starts[i], starts[i + 1]).
+FAIRWAY_EXPORT(pieces_join)
+(const void* ids, long width, long count, const uint8_t* pieces, const long* starts, uint8_t* out, long size) {
+    if (width == 2) {
+        join((const uint16_t*)ids, count, pieces, starts, out, size);
+    } else {
+        join((const uint32_t*)ids, count, pieces, starts, out, size);
+    }
+}

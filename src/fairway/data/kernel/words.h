@@ -1,0 +1,206 @@
+// Words of a text, cut as data/words.py says, and a table keyed by words.
+
+#pragma once
+
+#include "../../ops/kernel/scratch.h"
+#include "../../ops/kernel/vector.h"
+
+namespace {
+
+constexpr long longest_run = 63, longest_word = 64, longest_short = 15;
+
+enum Kind : uint8_t { letter, mark, digit, blank, lonely };
+
+// Numbers in a row that can grow; what it holds may move.
+template <class T>
+struct List {
+    T* data = nullptr;
+    long size = 0, room = 0;
+
+    List() = default;
+    List(const List&) = delete;
+    List& operator=(const List&) = delete;
+    ~List() { free((void*)data); }
+
+    T* extend(long count) {
+        if (size + count > room) {
+            room = 2 * (size + count) + 64;
+            data = (T*)realloc((void*)data, (size_t)room * sizeof(T));
+            if (!data) std::abort();
+        }
+        size += count;
+        return data + size - count;
+    }
+    void push(T value) { *extend(1) = value; }
+    T& operator[](long i) const { return data[i]; }
+};
+
+struct Splitter {
+    uint8_t kind[256];
+    long digits;
+    bool prefix;
+
+    Splitter(const uint8_t* kinds, long digits, long prefix) : digits(digits), prefix(prefix != 0) {
+        std::memcpy(kind, kinds, sizeof kind);
+    }
+
+    // Where the word that begins at `at` ends.
+    long end(const uint8_t* text, long at, long size) const {
+        long from = at;
+        if (prefix && text[at] == ' ' && at + 1 < size && kind[text[at + 1]] <= mark) from++;
+        uint8_t k = kind[text[from]];
+        long most = k == digit ? digits : k == lonely ? 1 : longest_run;
+        long stop = size < from + most ? size : from + most, i = from + 1;
+        while (i < stop && kind[text[i]] == k) i++;
+        bool whole = k != blank || !prefix || i == size || kind[text[i]] == blank || text[i - 1] != ' ' || i - at == 1;
+        return whole ? i : i - 1;
+    }
+};
+
+// A short word is its own key; a longer one is its hash, its length and its place in the table's memory.
+struct Key {
+    uint64_t low, high;
+};
+
+struct Probe {
+    Key key;
+    uint64_t hash;
+};
+
+inline uint64_t mixed(uint64_t low, uint64_t high) {
+    unsigned __int128 product = (unsigned __int128)(low ^ 0x9E3779B97F4A7C15u) * (high ^ 0xD6E8FEB86659FD93u);
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+inline Key short_key(const uint8_t* word, long size, bool room) {
+    uint64_t half[2] = {};
+    std::memcpy(half, word, room ? 16 : (size_t)size);
+    if (size < 8) return {half[0] & ((1ull << 8 * size) - 1), (uint64_t)size << 56};
+    return {half[0], (half[1] & ((1ull << 8 * (size - 8)) - 1)) | (uint64_t)size << 56};
+}
+
+inline uint64_t long_hash(const uint8_t* word, long size) {
+    uint64_t hash = (uint64_t)size, part;
+    for (long i = 0; i + 8 <= size; i += 8) {
+        std::memcpy(&part, word + i, 8);
+        hash = mixed(hash, part);
+    }
+    std::memcpy(&part, word + size - 8, 8);
+    return mixed(hash, part);
+}
+
+template <class Value>
+class Table {
+   public:
+    struct Slot {
+        Key key;
+        Value value;
+    };
+    long used = 0;
+
+    // Where a word would be looked for. `room`: sixteen bytes may be read from where the word begins.
+    Probe probe(const uint8_t* word, long size, bool room) const {
+        Key key = size <= longest_short ? short_key(word, size, room)
+                                        : Key{long_hash(word, size), (uint64_t)(128 + size) << 56};
+        Probe probe{key, mixed(key.low, key.high)};
+        if (count) __builtin_prefetch(&slots[probe.hash & (uint64_t)(count - 1)]);
+        return probe;
+    }
+
+    Slot& slot(const uint8_t* word, long size, bool& fresh) { return slot(probe(word, size, false), word, size, fresh); }
+
+    // The slot of a word, made if it is new.
+    Slot& slot(const Probe& probe, const uint8_t* word, long size, bool& fresh) {
+        if (2 * used >= count) grow();
+        Key key = probe.key;
+        bool brief = size <= longest_short;
+        long at = (long)(probe.hash & (uint64_t)(count - 1));
+        for (;; at = (at + 1) & (count - 1)) {
+            Slot& s = slots[at];
+            if (!s.key.high) break;
+            if (s.key.low == key.low && (brief ? s.key.high == key.high : same(s.key, key, word, size))) {
+                fresh = false;
+                return s;
+            }
+        }
+        if (!brief) {
+            key.high |= (uint64_t)bytes.size;
+            std::memcpy(bytes.extend(size), word, (size_t)size);
+        }
+        used++;
+        fresh = true;
+        slots[at].key = key;
+        return slots[at];
+    }
+
+    void clear() {
+        used = bytes.size = 0;
+        if (count) std::memset((void*)slots, 0, (size_t)count * sizeof(Slot));
+    }
+
+    // Calls `take(word, size, value)` for every word.
+    template <class Take>
+    void each(Take take) const {
+        for (long i = 0; i < count; i++) {
+            const Key& key = slots[i].key;
+            if (!key.high) continue;
+            long size = (long)(key.high >> 56);
+            take(size < 128 ? (const uint8_t*)&key : bytes.data + offset(key), size & 127, slots[i].value);
+        }
+    }
+
+    Table() = default;
+    Table(const Table&) = delete;
+    Table& operator=(const Table&) = delete;
+    ~Table() { free((void*)slots); }
+
+   private:
+    Slot* slots = nullptr;
+    long count = 0;
+    List<uint8_t> bytes;
+
+    static long offset(const Key& key) { return (long)(key.high & 0xffffffffffffffull); }
+
+    bool same(const Key& held, const Key& key, const uint8_t* word, long size) const {
+        return held.high >> 56 == key.high >> 56 && !std::memcmp(bytes.data + offset(held), word, (size_t)size);
+    }
+
+    void grow() {
+        long before = count;
+        Slot* old = slots;
+        count = before ? 2 * before : 1 << 12;
+        slots = (Slot*)calloc((size_t)count, sizeof(Slot));
+        if (!slots) std::abort();
+        for (long i = 0; i < before; i++) {
+            if (!old[i].key.high) continue;
+            Key key = old[i].key;
+            if (key.high >> 63) key.high &= 0xffull << 56;
+            long at = (long)(mixed(key.low, key.high) & (uint64_t)(count - 1));
+            while (slots[at].key.high) at = (at + 1) & (count - 1);
+            slots[at] = old[i];
+        }
+        free((void*)old);
+    }
+};
+
+// Some words of a text looked for together, so that their slots are on the way before the first is read.
+template <class Value>
+struct Batch {
+    static constexpr long most = 32;
+    Probe probes[most];
+    long sizes[most];
+    long count;
+
+    // Returns where the words after the batch begin.
+    long fill(const Splitter& splitter, const Table<Value>& table, const uint8_t* text, long at, long size) {
+        for (count = 0; count < most && at < size; count++) {
+            long end = splitter.end(text, at, size);
+            sizes[count] = end - at;
+            if (end - at > 1) probes[count] = table.probe(text + at, end - at, at + 16 <= size);
+            at = end;
+        }
+        return at;
+    }
+};
+
+}  // namespace
