@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from fairway.artifact.packing.rows import pack, steps_of
+from fairway.artifact.packing.rows import pack
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import steps_of
 from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, removed
 from fairway.compress.solve import reconstruct
 from fairway.compress.steps import row_exponents
