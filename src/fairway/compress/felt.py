@@ -3,9 +3,9 @@
 For a map `y = W x` the Hessian of the loss by W is about `E[g g^T] (x) E[x x^T]`, g the slope of the loss by y with
 labels drawn from the model itself (Gauss-Newton); of the first factor the diagonal is kept. Tokens count as
 independent, which takes maps that attention averages over (values) for less felt than they are. A token table is felt
-where it is read, row v as often as token v occurs, and where it is the head, with `p (1 - p)` for each logit; the two are joined
-into one pair of factors. Martens & Grosse 2015 (arXiv:1503.05671). Shape key: B batch, T time, N tokens, D width,
-V vocabulary, R outputs and C inputs of a map.
+where it is read, row v as often as token v occurs, and where it is the head, with `p (1 - p)` for each logit; the two
+are joined into one pair of factors. Martens & Grosse 2015 (arXiv:1503.05671). Shape key: B batch, T time, N tokens, D
+width, V vocabulary, R outputs and C inputs of a map.
 """
 
 from collections.abc import Callable, Sequence

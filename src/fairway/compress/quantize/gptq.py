@@ -65,7 +65,7 @@ class Gptq(Quantizer):
         solution = reconstruct(
             weight_RC[:, order_C],
             hessian_CC[order_C][:, order_C],
-            round_column=lambda column_R, _: torch.round(column_R / steps_R) * steps_R,
+            step_R=steps_R,
             kept_RC=None if piece.kept_RC is None else piece.kept_RC[:, order_C],
             block=self.config.block,
             damping=self.config.damping,

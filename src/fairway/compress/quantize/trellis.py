@@ -4,8 +4,8 @@ Each column of a weight, one number for each output, becomes a cheapest path thr
 same name; what is lost is passed on to the inputs still to come by the inverse Hessian, as in GPTQ. For Gaussian
 weights uniform rounding with an ideal coder takes 0.25 bit more than rate-distortion theory allows; the path, at a
 price for large values, 0.06. Rows get finer steps where the loss feels their output more, `step_r ~ felt_r^(-1/2)`:
-equal harm for equal bits. Marcellin & Fischer 1990; Frantar et al. 2022.
-Shape key: R rows (outputs), C columns (inputs).
+equal harm for equal bits. Marcellin & Fischer 1990; Frantar et al. 2022. Shape key: R rows (outputs), C columns
+(inputs).
 """
 
 from typing import ClassVar
