@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairway.compress.masks import keep_in_rows
 from fairway.core.errors import TrainingError
 from fairway.ops.columns.native import solve
 
@@ -81,7 +82,7 @@ def reconstruct(
     work_CR = weight_RC.T.contiguous().clone()
     dead_C = hessian_CC.diagonal() == 0
     work_CR[dead_C] = 0
-    upper_CC = inverse_factor(hessian_CC, damping).to(work_CR.dtype)
+    upper_CC = inverse_factor(hessian_CC, damping, work_CR.dtype).to(work_CR.dtype)
     kept_CR = torch.ones_like(work_CR, dtype=torch.bool) if kept_RC is None else kept_RC.T.contiguous().clone()
     loss = 0.0
     for start in range(0, len(work_CR), block):
@@ -98,17 +99,16 @@ def reconstruct(
     return Solution(work_CR.T.contiguous(), kept_CR.T.contiguous(), loss)
 
 
-def inverse_factor(hessian_CC: Tensor, damping: float) -> Tensor:
-    """Upper triangular U with `U^T U` the inverse of the damped Hessian, in float64.
+def inverse_factor(hessian_CC: Tensor, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Upper triangular U with `U^T U` the inverse of the damped Hessian; in float64 where `dtype` is not enough.
 
     Reversing rows and columns turns a lower Cholesky factor into an upper one, so one factorisation is
     enough.
     """
-    hessian_CC = hessian_CC.double().clone()
-    diagonal_C = hessian_CC.diagonal()
-    diagonal_C[diagonal_C == 0] = 1.0
-    diagonal_C += damping * diagonal_C.mean()
-    lower_CC, failed = torch.linalg.cholesky_ex(hessian_CC.flip(0, 1))
+    reversed_CC = damped(hessian_CC, damping).flip(0, 1)
+    lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC.to(dtype))
+    if int(failed):
+        lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC)
     if int(failed):
         raise TrainingError(
             f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
@@ -140,15 +140,8 @@ def damped(hessian_CC: Tensor, damping: float) -> Tensor:
 
 
 def _keep_share(weight_BR: Tensor, diagonal_B: Tensor, sparsity: float) -> Tensor:
-    score = (weight_BR / diagonal_B[:, None]).square().flatten()
-    count = int(sparsity * score.numel() + 1e-6)
-    if not count:
-        return torch.ones_like(weight_BR, dtype=torch.bool)
-    threshold = score.kthvalue(count).values
-    kept = score > threshold
-    ties = torch.nonzero(score == threshold).flatten()
-    kept[ties[: len(ties) - (count - int((score < threshold).sum()))]] = True
-    return kept.view_as(weight_BR)
+    score = (weight_BR / diagonal_B[:, None]).square()
+    return keep_in_rows(score.view(1, -1), sparsity).view_as(weight_BR)
 
 
 def _by_columns(work_BR: Tensor, kept_BR: Tensor, upper_BB: Tensor, round_column: Round, start: int) -> Tensor:
