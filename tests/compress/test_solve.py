@@ -72,7 +72,7 @@ def test_the_fast_loop_is_the_published_loop(block: int, step: float | None) -> 
     found = reconstruct(
         weight_RC,
         hessian(x_NC),
-        selection=unstructured(0.5, block),
+        selection=unstructured(0.5),
         round_column=None if step is None else lambda column_R, _: torch.round(column_R / step) * step,
         block=block,
     )
@@ -83,7 +83,7 @@ def test_the_fast_loop_is_the_published_loop(block: int, step: float | None) -> 
 def test_half_the_sum_of_squared_errors_is_the_loss_under_the_damped_hessian() -> None:
     weight_RC, x_NC = layer()
     hessian_CC = hessian(x_NC)
-    pruned = reconstruct(weight_RC, hessian_CC, selection=unstructured(0.6, 32), block=32)
+    pruned = reconstruct(weight_RC, hessian_CC, selection=unstructured(0.6), block=32)
     rounded = reconstruct(weight_RC, hessian_CC, round_column=lambda w, _: torch.round(w))
     for found in (pruned, rounded):
         change_RC = found.weight_RC - weight_RC
@@ -113,7 +113,7 @@ def test_error_feedback_halves_the_error_of_rounding() -> None:
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9])
 def test_every_block_loses_exactly_its_share(sparsity: float) -> None:
     weight_RC, x_NC = layer(16, 96)
-    found = reconstruct(weight_RC, hessian(x_NC), selection=unstructured(sparsity, 32), block=32)
+    found = reconstruct(weight_RC, hessian(x_NC), selection=unstructured(sparsity), block=32)
     for part in found.weight_RC.split(32, dim=1):
         assert int((part == 0).sum()) == int(sparsity * 16 * 32)
     assert torch.equal(found.kept_RC, found.weight_RC != 0)
@@ -140,7 +140,7 @@ def test_the_mask_of_a_small_problem_is_near_the_best_of_all_masks() -> None:
     for seed in range(10):
         weight_RC, x_NC = layer(1, 8, seed=seed)
         hessian_CC = hessian(x_NC)
-        found = reconstruct(weight_RC, hessian_CC, selection=unstructured(0.5, 16), block=16)
+        found = reconstruct(weight_RC, hessian_CC, selection=unstructured(0.5), block=16)
         losses = []
         for kept in combinations(range(8), 4):
             index = list(kept)

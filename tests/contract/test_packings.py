@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairway.artifact.packing import codebook, lowrank, nf4, raw, rows, sparse
+from fairway.artifact.packing import codebook, lowrank, nf4, raw, rows, sparse, trellis
 from fairway.artifact.parts import PACKINGS, Packed, packing
 from fairway.core.errors import ArtifactError
 
@@ -24,6 +24,7 @@ def examples() -> dict[str, Packed]:
         "sparse": sparse.pack(np.where(codes > 5, codes, 0), np.arange(9, dtype=np.int32) + 15_000, -3, (6, 8), 2),
         "nf4": nf4.pack(np.abs(codes), random.integers(-40, -20, 12), (48,), 4),
         "lowrank": lowrank.pack(codes, codes[:, 0] - 20, torch.eye(6)[:, :2], torch.eye(8)[:2] * 0.1, (6, 8)),
+        "trellis": trellis.pack(codes, random.integers(-30, 4, 6), codes != 3, (2, 3, 8), 3),
         "raw": raw.pack(torch.randn(5, generator=torch.Generator().manual_seed(1)), "bfloat16"),
     }
 

@@ -11,6 +11,7 @@ import yaml
 from fairway.artifact import format as artifact
 from fairway.artifact.packing import raw, rows
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import nearest_exponents
 from fairway.core.storage import Journal, write_json, write_text
 from fairway.data.tokenizer.byte import ByteTokenizer
 from fairway.model.lm import ModelConfig
@@ -114,6 +115,6 @@ def write_artifact(path: Path, config: ModelConfig) -> int:
 
 def rows_of_integers(weight: torch.Tensor) -> Packed:
     """A weight rounded to about an eighth of each row's deviation."""
-    exponents = rows.nearest_exponents(weight.std(dim=1).clamp_min(1e-6).numpy() / 8)
+    exponents = nearest_exponents(weight.std(dim=1).clamp_min(1e-6).numpy() / 8)
     codes = np.rint(weight.numpy() / rows.steps_of(exponents)[:, None]).astype(np.int32)
     return rows.pack(codes, exponents, tuple(weight.shape))

@@ -7,7 +7,7 @@ the finest step worth storing is left smaller than the cap.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fairway.artifact.packing.raw import pack as pack_raw
 from fairway.artifact.parts import Packed
 from fairway.artifact.report import Report, report
 from fairway.compress.calibrate import linear_weights, sequentially
+from fairway.compress.felt import felt_statistics
 from fairway.compress.parts import Piece, Quantizer, Statistics
 from fairway.compress.plan import CompressConfig
 from fairway.compress.predict import finer, is_quantized, predict_strength
@@ -82,10 +83,11 @@ def compress_model(
     pruned = config.prune.build().prune(copy.deepcopy(model).cpu().float(), texts, listener)
     source, kept = pruned.model.requires_grad_(False), pruned.kept
     quantizer = config.quantize.build()
-    moved = {} if config.sensitivity == "none" else shifts(source, texts, config.sensitivity, kept)
+    seen = felt_statistics(source, texts) if quantizer.felt or config.sensitivity == "kronecker" else {}
+    moved = {} if config.sensitivity == "none" else shifts(source, texts, config.sensitivity, kept, seen)
 
     def attempt(strength: float) -> _Attempt:
-        tensors = quantized(source, quantizer, strength, config, kept, texts, listener, moved)
+        tensors = quantized(source, quantizer, strength, config, kept, texts, listener, moved, seen)
         contents = Contents(
             source.config.plain(),
             source.vocabulary,
@@ -114,13 +116,16 @@ def quantized(
     calibration: Sequence[Tensor],
     listener: Listener = silent,
     moved: Mapping[str, float] | None = None,
+    seen: Mapping[str, Statistics] | None = None,
 ) -> dict[str, Packed]:
     """Every parameter of a model as integers, each exactly once, in the model's order.
 
-    `moved`: what to add to the strength of each parameter in place of what its role adds.
+    `moved`: what to add to the strength of each parameter in place of what its role adds. `seen`: how much the loss
+    feels each output, and statistics of what the forward of hidden vectors does not reach (tables, heads).
     """
     roles = parameter_roles(source)
     packed: dict[str, Packed] = {}
+    seen = seen or {}
 
     def treat(name: str, weight: Tensor, statistics: Statistics | None) -> None:
         role, shape = roles[name], tuple(weight.shape)
@@ -128,6 +133,8 @@ def quantized(
         if is_quantized(role, shape):
             rows_RC = weight.detach().reshape(-1, shape[-1])
             mask = kept[name].reshape(rows_RC.shape) if name in kept else None
+            if statistics is not None and name in seen:
+                statistics = replace(statistics, felt_R=seen[name].felt_R)
             piece = Piece(name, role, shape, rows_RC, statistics, mask)
             own = moved[name] if moved else finer(role, config.embedding_finer)
             packed[name] = quantizer.quantize(piece, min(strength + own, max(strength, quantizer.coarsest)))
@@ -135,10 +142,10 @@ def quantized(
             packed[name] = pack_raw(weight, "float32" if role is Role.DECAY else "float16")
 
     if quantizer.calibrated:
-        _calibrated(source, calibration, treat, packed, listener)
+        _calibrated(source, calibration, treat, packed, listener, seen)
     for name, parameter in source.named_parameters():
         if name not in packed:
-            treat(name, parameter, None)
+            treat(name, parameter, seen.get(name))
     assert set(packed) == set(roles), "every parameter is covered by exactly one packing"
     return {name: packed[name] for name in roles}
 
@@ -222,6 +229,7 @@ def _calibrated(
     treat: Callable[[str, Tensor, Statistics | None], None],
     packed: dict[str, Packed],
     listener: Listener,
+    seen: Mapping[str, Statistics],
 ) -> None:
     """Treats the linear maps one after another, each behind the quantised ones before it."""
     model = copy.deepcopy(source)
@@ -232,7 +240,7 @@ def _calibrated(
         return unpack(name, packed[name])
 
     sequentially(model, calibration, one, listener)
-    missed = sorted(set(weights) - set(packed))
+    missed = sorted(set(weights) - set(packed) - set(seen))
     if missed:
         say_once(f"No calibration text reached {', '.join(missed)}; they are rounded to nearest.")
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
@@ -68,10 +69,19 @@ def keep_highest(score: Tensor, removed: int) -> Tensor:
 
 
 def keep_in_rows(score_RC: Tensor, sparsity: float) -> Tensor:
-    """In every row, True except at the lowest `int(sparsity * C)` scores."""
+    """In every row, True except at the lowest `int(sparsity * C)` scores; of equal scores the first are removed."""
     count = count_of(sparsity, score_RC.shape[1])
-    order_RC = torch.argsort(score_RC, dim=1, stable=True)[:, :count]
-    return torch.ones_like(score_RC, dtype=torch.bool).scatter_(1, order_RC, False)
+    if not count or not score_RC.numel():
+        return torch.ones_like(score_RC, dtype=torch.bool)
+    scores = score_RC.detach().cpu().numpy()
+    limit_R1 = np.partition(scores, count - 1, axis=1)[:, count - 1 : count]
+    removed_RC = scores <= limit_R1
+    several_R = removed_RC.sum(axis=1) > count
+    if several_R.any():
+        below_RC, equal_RC = scores[several_R] < limit_R1[several_R], scores[several_R] == limit_R1[several_R]
+        missing_R1 = count - below_RC.sum(axis=1, keepdims=True)
+        removed_RC[several_R] = below_RC | (equal_RC & (equal_RC.cumsum(axis=1) <= missing_R1))
+    return torch.from_numpy(~removed_RC).to(score_RC.device)
 
 
 def keep_pattern(score_RC: Tensor, pattern: str) -> Tensor:

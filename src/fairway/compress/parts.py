@@ -21,7 +21,7 @@ from fairway.train.parts import Hook
 QUANTIZED = frozenset({Role.MATRIX, Role.EMBEDDING, Role.HEAD, Role.ROUTER})
 """Roles whose parameters are quantised and may be pruned; all others are stored as floating-point numbers."""
 
-Sensitivity = Literal["none", "fisher", "hutchinson"]
+Sensitivity = Literal["none", "fisher", "hutchinson", "kronecker"]
 """Curvature by which steps are chosen for each tensor."""
 
 
@@ -32,6 +32,8 @@ class Statistics:
     tokens: int
     gram_CC: Tensor
     """Sum over tokens of x x^T, float64 or float32."""
+    felt_R: Tensor | None = None
+    """How much the loss feels each output: mean over tokens of the squared slope of the loss, float64."""
 
     @property
     def squares_C(self) -> Tensor:
@@ -67,6 +69,8 @@ class Quantizer(ABC):
     coarsest: ClassVar[float] = 2.0
     calibrated: ClassVar[bool] = False
     """Whether it wants `Piece.statistics` where there are any."""
+    felt: ClassVar[bool] = False
+    """Whether it wants `Statistics.felt_R`, and statistics of tables too."""
 
     @abstractmethod
     def quantize(self, piece: Piece, strength: float) -> Packed:

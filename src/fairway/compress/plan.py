@@ -24,7 +24,7 @@ class CompressConfig(Config):
     """
     sensitivity: Sensitivity = "none"
     """Choose each tensor's step by how much the loss feels it, instead of `embedding_finer`: by the Fisher
-    information, or by the Hessian's trace from random probes.
+    information, by the Hessian's trace from random probes, or by the Kronecker factors of the curvature.
     """
     margin: int = Field(default=0, ge=0)
     """Bytes of the cap to leave free, as for code that is counted with the file."""

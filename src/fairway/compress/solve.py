@@ -7,9 +7,9 @@ rounded; `e = (w_i - q) / U_ii`; later columns take `-e U_i,later`. Frantar et a
 Frantar & Alistarh 2023 (arXiv:2301.00774). Half the sum of e^2 is the increase `1/2 tr(D H D^T)` of the
 layer's loss, D the total change.
 
-Columns wait in three levels: within 16 they are updated one by one, within a block and beyond it by matrix
-products. The weight is held transposed, so that a column is contiguous. Shape key: R rows, C columns
-(inputs), B columns of a block.
+Columns wait in two levels: within a block they are updated one by one (`ops/columns`), beyond it by one matrix product
+for each block. The weight is held transposed, so that a column is contiguous. Shape key: R rows, C columns (inputs),
+B columns of a block.
 """
 
 from collections.abc import Callable
@@ -18,22 +18,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairway.compress.masks import keep_in_rows
 from fairway.core.errors import TrainingError
+from fairway.ops.columns.native import solve
 
 Round = Callable[[Tensor, int], Tensor]
 """Rounds one column (R) of the weight; the second argument is the column's place."""
-Choose = Callable[[Tensor, Tensor], Tensor]
-"""Which of the weights (B, R) to keep, given them and the diagonal of U for those columns (B)."""
 
 _INNER = 16
+_SMALL = 64
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How a mask is chosen during the loop: anew every `every` columns, on weights updated so far."""
+    """How a mask is chosen during the loop, on weights updated so far."""
 
-    every: int
-    choose: Choose
+    sparsity: float = 0.0
+    """Share of every block to remove, all rows jointly, least `w^2 / U_ii^2` first."""
+    pattern: tuple[int, int] | None = None
+    """How many to remove of how many neighbouring inputs of each row, in place of a share."""
 
 
 @dataclass(frozen=True)
@@ -46,80 +49,85 @@ class Solution:
     """`1/2 sum e^2`: predicted increase of half the squared output error, with the damped Hessian."""
 
 
-def unstructured(sparsity: float, block: int) -> Selection:
-    """Removes exactly the given share of every block of columns, all rows jointly, least `w^2 / U_ii^2`
-    first.
-    """
-
-    def choose(weight_BR: Tensor, diagonal_B: Tensor) -> Tensor:
-        score = (weight_BR / diagonal_B[:, None]).square().flatten()
-        kept = torch.ones_like(score, dtype=torch.bool)
-        kept[torch.topk(score, int(sparsity * score.numel() + 1e-6), largest=False).indices] = False
-        return kept.view_as(weight_BR)
-
-    return Selection(block, choose)
+def unstructured(sparsity: float) -> Selection:
+    """Removes exactly the given share of every block of columns."""
+    return Selection(sparsity)
 
 
 def n_of_m(zeros: int, group: int) -> Selection:
     """Removes `zeros` of every `group` neighbouring inputs of each row."""
-
-    def choose(weight_BR: Tensor, diagonal_B: Tensor) -> Tensor:
-        score = (weight_BR / diagonal_B[:, None]).square()
-        least = torch.topk(score, zeros * len(score) // group, dim=0, largest=False).indices
-        return torch.ones_like(score, dtype=torch.bool).scatter_(0, least, False)
-
-    return Selection(group, choose)
+    return Selection(pattern=(zeros, group))
 
 
 def reconstruct(
     weight_RC: Tensor,
     hessian_CC: Tensor,
     *,
+    step_R: Tensor | None = None,
     round_column: Round | None = None,
     kept_RC: Tensor | None = None,
     selection: Selection | None = None,
     block: int = 128,
     damping: float = 0.01,
 ) -> Solution:
-    """Prunes and rounds a weight column by column, in the weight's dtype.
+    """Prunes and rounds a weight column by column, in the weight's dtype: to multiples of each row's step, or as
+    `round_column` says.
 
     Weights outside `kept_RC`, or not chosen by `selection`, become zero. Raises `TrainingError` where the
     damped Hessian cannot be inverted.
     """
-    assert selection is None or selection.every == block or _INNER % selection.every == 0
+    assert step_R is None or round_column is None
+    pattern = None if selection is None else selection.pattern
+    assert pattern is None or block % pattern[1] == 0
     work_CR = weight_RC.T.contiguous().clone()
     dead_C = hessian_CC.diagonal() == 0
     work_CR[dead_C] = 0
-    upper_CC = inverse_factor(hessian_CC, damping).to(work_CR.dtype)
+    upper_CC = inverse_factor(hessian_CC, damping, work_CR.dtype).to(work_CR.dtype)
     kept_CR = torch.ones_like(work_CR, dtype=torch.bool) if kept_RC is None else kept_RC.T.contiguous().clone()
-    errors_CR = torch.empty_like(work_CR)
-    columns = len(work_CR)
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        _solve_block(work_CR, errors_CR, kept_CR, upper_CC, start, stop, round_column, selection)
-        work_CR[stop:].addmm_(upper_CC[start:stop, stop:].T, errors_CR[start:stop], alpha=-1)
-    loss = 0.5 * float(errors_CR.double().square().sum())
+    loss = 0.0
+    for start in range(0, len(work_CR), block):
+        here, behind = slice(start, start + block), slice(start + block, None)
+        if selection is not None and pattern is None:
+            kept_CR[here] &= _keep_share(work_CR[here], upper_CC.diagonal()[here], selection.sparsity)
+        if round_column is None:
+            errors_BR = solve(work_CR[here], kept_CR[here], upper_CC[here, here], step_R, pattern)
+        else:
+            assert pattern is None
+            errors_BR = _by_columns(work_CR[here], kept_CR[here], upper_CC[here, here], round_column, start)
+        work_CR[behind].addmm_(upper_CC[here, behind].T, errors_BR, alpha=-1)
+        loss += 0.5 * float(errors_BR.double().square().sum())
     return Solution(work_CR.T.contiguous(), kept_CR.T.contiguous(), loss)
 
 
-def inverse_factor(hessian_CC: Tensor, damping: float) -> Tensor:
-    """Upper triangular U with `U^T U` the inverse of the damped Hessian, in float64.
+def inverse_factor(hessian_CC: Tensor, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Upper triangular U with `U^T U` the inverse of the damped Hessian; in float64 where `dtype` is not enough.
 
     Reversing rows and columns turns a lower Cholesky factor into an upper one, so one factorisation is
     enough.
     """
-    hessian_CC = hessian_CC.double().clone()
-    diagonal_C = hessian_CC.diagonal()
-    diagonal_C[diagonal_C == 0] = 1.0
-    diagonal_C += damping * diagonal_C.mean()
-    lower_CC, failed = torch.linalg.cholesky_ex(hessian_CC.flip(0, 1))
+    reversed_CC = damped(hessian_CC, damping).flip(0, 1)
+    lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC.to(dtype))
+    if int(failed):
+        lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC)
     if int(failed):
         raise TrainingError(
             f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
             "more calibration text or more damping would help."
         )
-    identity_CC = torch.eye(len(hessian_CC), dtype=torch.float64)
-    return torch.linalg.solve_triangular(lower_CC, identity_CC, upper=False).flip(0, 1)
+    return _inverse_of_lower(lower_CC).flip(0, 1)
+
+
+def _inverse_of_lower(lower_CC: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix by halves: `[[A, 0], [B, C]]^-1 = [[A', 0], [-C' B A', C']]`."""
+    size = len(lower_CC)
+    if size <= _SMALL:
+        return torch.linalg.solve_triangular(lower_CC, torch.eye(size, dtype=lower_CC.dtype), upper=False)
+    half = size // 2
+    result_CC = torch.zeros_like(lower_CC)
+    result_CC[:half, :half] = _inverse_of_lower(lower_CC[:half, :half])
+    result_CC[half:, half:] = _inverse_of_lower(lower_CC[half:, half:])
+    result_CC[half:, :half] = -result_CC[half:, half:] @ (lower_CC[half:, :half] @ result_CC[:half, :half])
+    return result_CC
 
 
 def damped(hessian_CC: Tensor, damping: float) -> Tensor:
@@ -131,29 +139,22 @@ def damped(hessian_CC: Tensor, damping: float) -> Tensor:
     return result_CC
 
 
-def _solve_block(
-    work_CR: Tensor,
-    errors_CR: Tensor,
-    kept_CR: Tensor,
-    upper_CC: Tensor,
-    start: int,
-    stop: int,
-    round_column: Round | None,
-    selection: Selection | None,
-) -> None:
-    for first in range(start, stop, _INNER):
-        last = min(first + _INNER, stop)
+def _keep_share(weight_BR: Tensor, diagonal_B: Tensor, sparsity: float) -> Tensor:
+    score = (weight_BR / diagonal_B[:, None]).square()
+    return keep_in_rows(score.view(1, -1), sparsity).view_as(weight_BR)
+
+
+def _by_columns(work_BR: Tensor, kept_BR: Tensor, upper_BB: Tensor, round_column: Round, start: int) -> Tensor:
+    """One column after another, rounded by a function; the columns behind every 16 wait for a matrix product."""
+    errors_BR = torch.empty_like(work_BR)
+    for first in range(0, len(work_BR), _INNER):
+        last = min(first + _INNER, len(work_BR))
         for column in range(first, last):
-            if selection is not None and (column - start) % selection.every == 0:
-                end = min(column + selection.every, stop)
-                kept_CR[column:end] &= selection.choose(work_CR[column:end], upper_CC.diagonal()[column:end])
-            weight_R = work_CR[column]
-            fixed_R = weight_R * kept_CR[column]
-            if round_column is not None:
-                fixed_R = round_column(fixed_R, column)
-            error_R = torch.div(weight_R - fixed_R, upper_CC[column, column], out=errors_CR[column])
-            work_CR[column] = fixed_R
+            weight_R = work_BR[column]
+            fixed_R = round_column(weight_R * kept_BR[column], start + column)
+            error_R = torch.div(weight_R - fixed_R, upper_BB[column, column], out=errors_BR[column])
+            work_BR[column] = fixed_R
             if column + 1 < last:
-                work_CR[column + 1 : last].addr_(upper_CC[column, column + 1 : last], error_R, alpha=-1)
-        if last < stop:
-            work_CR[last:stop].addmm_(upper_CC[first:last, last:stop].T, errors_CR[first:last], alpha=-1)
+                work_BR[column + 1 : last].addr_(upper_BB[column, column + 1 : last], error_R, alpha=-1)
+        work_BR[last:].addmm_(upper_BB[first:last, last:].T, errors_BR[first:last], alpha=-1)
+    return errors_BR

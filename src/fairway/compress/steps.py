@@ -4,9 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.artifact.packing.rows import RESOLUTION, nearest_exponents, pack, steps_of
+from fairway.artifact.packing.rows import pack
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import RESOLUTION, nearest_exponents, steps_of
 from fairway.compress.parts import Piece, Quantizer, deviations, removed
+
+_LEAST_FELT = 1e-3
 
 
 def row_exponents(weight_RC: Tensor, strength: float, power: float) -> np.ndarray:
@@ -17,6 +20,22 @@ def row_exponents(weight_RC: Tensor, strength: float, power: float) -> np.ndarra
     deviation_R = deviations(weight_RC).numpy()
     whole = float(np.sqrt(np.mean(deviation_R**2)))
     return nearest_exponents(2.0**strength * deviation_R**power * whole ** (1 - power), RESOLUTION)
+
+
+def felt_exponents(weight_RC: Tensor, strength: float, felt_R: Tensor | None, power: float) -> np.ndarray:
+    """Exponents, on the grid of the packing `rows`, of steps `2^strength dev_r^(1 - power) felt_r^(-power / 2)`.
+
+    Each factor is relative to its geometric mean over the rows, then the whole is scaled to that of dev_r. No step is
+    more than twice a row's deviation, nor is any row counted as felt less than a thousandth of the mean.
+    """
+    deviation_R = deviations(weight_RC).numpy()
+    mean = float(np.log2(deviation_R).mean())
+    exponent_R = np.log2(deviation_R) - mean
+    if felt_R is not None and float(felt_R.max()) > 0:
+        felt = np.log2(np.maximum(felt_R.double().numpy(), _LEAST_FELT * float(felt_R.mean())))
+        exponent_R = (1 - power) * exponent_R - power / 2 * (felt - felt.mean())
+    coarsest_R = np.log2(deviation_R) + np.maximum(1.0, strength)
+    return nearest_exponents(2.0 ** np.minimum(strength + mean + exponent_R, coarsest_R), RESOLUTION)
 
 
 class RowRounding(Quantizer):

@@ -22,15 +22,10 @@ from fairway.artifact.parts import (
     rows_of,
     within,
 )
+from fairway.artifact.steps import LARGEST, OCTAVES, RESOLUTION, steps_of
 from fairway.core.config import Source
 
 SOURCE = Source("Parameter Golf contributors", 2026, "https://github.com/openai/parameter-golf")
-
-RESOLUTION = 8
-"""Steps per octave."""
-LARGEST = 2**20
-"""No code is larger than this."""
-_OCTAVES = 100
 
 
 class Config(PackingConfig):
@@ -44,7 +39,7 @@ class Rows(Packing):
     """Arrays `steps` (one per row) and `codes` (row by row); settings `base` and `resolution`."""
 
     def plan(self, shape: tuple[int, ...], settings: Mapping[str, int]) -> dict[str, int]:
-        bounds = {"base": (-64 * _OCTAVES, 64 * _OCTAVES), "group": (0, 2**31 - 1), "resolution": (1, 64)}
+        bounds = {"base": (-64 * OCTAVES, 64 * OCTAVES), "group": (0, 2**31 - 1), "resolution": (1, 64)}
         exact_settings(settings, bounds)
         rows, columns = rows_of(shape)
         group = settings["group"] or columns
@@ -54,7 +49,7 @@ class Rows(Packing):
     def unpack(self, packed: Packed) -> Tensor:
         resolution = packed.settings["resolution"]
         exponents = packed.arrays["steps"].astype(np.int64) + packed.settings["base"]
-        within(exponents, -_OCTAVES * resolution, _OCTAVES * resolution, "The steps of rows")
+        within(exponents, -OCTAVES * resolution, OCTAVES * resolution, "The steps of rows")
         within(packed.arrays["codes"], -LARGEST, LARGEST, "The codes")
         steps = torch.from_numpy(steps_of(exponents, resolution))
         codes = torch.from_numpy(packed.arrays["codes"].astype(np.float32))
@@ -74,18 +69,3 @@ def pack(
     base = int(np.median(exponents)) if exponents.size else 0
     arrays = {"steps": (exponents - base).astype(np.int32), "codes": codes.reshape(-1).astype(np.int32)}
     return Packed("rows", shape, arrays, {"base": base, "group": group, "resolution": resolution})
-
-
-def nearest_exponents(steps: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, Any]:
-    """Exponents of the steps on the grid that are nearest to the given ones; zero steps get the smallest."""
-    limit = _OCTAVES * resolution
-    with np.errstate(divide="ignore"):
-        exponents = np.rint(np.log2(np.asarray(steps, np.float64)) * resolution)
-    return np.clip(exponents, -limit, limit).astype(np.int64)
-
-
-def steps_of(exponents: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The steps that exponents stand for, in float32."""
-    octave, part = np.divmod(exponents, resolution)
-    mantissas = np.array([2.0 ** (index / resolution) for index in range(resolution)], np.float32)
-    return np.ldexp(mantissas[part], octave.astype(np.int32))

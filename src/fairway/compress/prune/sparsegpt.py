@@ -61,5 +61,6 @@ class SparseGpt(Pruner):
             kept, group = pattern_of(config.pattern)
             selection = n_of_m(group - kept, group)
         else:
-            selection = unstructured(config.sparsity, config.block)
-        return reconstruct(weight_RC, hessian_CC, selection=selection, block=config.block, damping=config.damping)
+            selection = unstructured(config.sparsity)
+        block = config.block - config.block % (1 if selection.pattern is None else selection.pattern[1])
+        return reconstruct(weight_RC, hessian_CC, selection=selection, block=block, damping=config.damping)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fairway.artifact.packing.rows import nearest_exponents, pack
+from fairway.artifact.packing.rows import pack
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import nearest_exponents
 from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, removed
 from fairway.core.config import Source
 

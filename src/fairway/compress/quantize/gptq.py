@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from fairway.artifact.packing.rows import pack, steps_of
+from fairway.artifact.packing.rows import pack
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import steps_of
 from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, removed
 from fairway.compress.solve import reconstruct
 from fairway.compress.steps import row_exponents
@@ -64,7 +65,7 @@ class Gptq(Quantizer):
         solution = reconstruct(
             weight_RC[:, order_C],
             hessian_CC[order_C][:, order_C],
-            round_column=lambda column_R, _: torch.round(column_R / steps_R) * steps_R,
+            step_R=steps_R,
             kept_RC=None if piece.kept_RC is None else piece.kept_RC[:, order_C],
             block=self.config.block,
             damping=self.config.damping,

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fairway.artifact.packing import lowrank
-from fairway.artifact.packing.rows import steps_of
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import steps_of
 from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, Statistics, removed
 from fairway.compress.solve import damped
 from fairway.compress.steps import row_exponents

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fairway.artifact.packing.rows import steps_of
+from fairway.artifact.steps import steps_of
 from fairway.compress.calibrate import linear_weights
 from fairway.compress.parts import Quantizer, QuantizerConfig
 from fairway.compress.steps import RowRounding, row_exponents

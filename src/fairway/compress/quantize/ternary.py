@@ -8,8 +8,9 @@ number`, the best scale for the choice. Shape key: R rows, C columns.
 import torch
 from pydantic import Field
 
-from fairway.artifact.packing.rows import nearest_exponents, pack
+from fairway.artifact.packing.rows import pack
 from fairway.artifact.parts import Packed
+from fairway.artifact.steps import nearest_exponents
 from fairway.compress.levels import price
 from fairway.compress.parts import Piece, Quantizer, QuantizerConfig, deviations, removed
 from fairway.core.config import Source
