@@ -76,6 +76,14 @@ def pack(
     return Packed("rows", shape, arrays, {"base": base, "group": group, "resolution": resolution})
 
 
+def row_steps(packed: Packed) -> Tensor | None:
+    """What the numbers of each row are whole multiples of; None where a row has several steps."""
+    if packed.settings["group"]:
+        return None
+    exponents = packed.arrays["steps"].astype(np.int64) + packed.settings["base"]
+    return torch.from_numpy(steps_of(exponents, packed.settings["resolution"]))
+
+
 def nearest_exponents(steps: np.ndarray[Any, Any], resolution: int = RESOLUTION) -> np.ndarray[Any, Any]:
     """Exponents of the steps on the grid that are nearest to the given ones; zero steps get the smallest."""
     limit = _OCTAVES * resolution
