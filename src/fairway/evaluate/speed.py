@@ -8,7 +8,6 @@ import torch
 
 from fairway.core.errors import ConfigError
 from fairway.core.seed import generator
-from fairway.serve.engine import Session
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, rows_at_once
 
@@ -42,7 +41,7 @@ def measure(model: Model, *, batch: int = 32, tokens: int = 64, repeats: int = 5
         predictor.predict(inputs_BT, 0)
         scoring.append(time.perf_counter() - start)
         start = time.perf_counter()
-        session = Session(model.network, policy, prompt)
+        session = model.session(prompt, policy)
         logits_V = session.logits()
         first.append(time.perf_counter() - start)
         start = time.perf_counter()

@@ -6,6 +6,7 @@ text would use. Shape key: B batch, T time, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from torch import Tensor
 from fairway.model.lm import LanguageModel
 from fairway.model.parts import State
 from fairway.serve.window import Policy
+
+
+class Decoding(Protocol):
+    """One growing sequence of tokens, whatever computes it."""
+
+    def logits(self) -> Tensor:
+        """Logits of the next token, (V,), good until they are asked for again."""
+        ...
+
+    def push(self, token: int) -> None:
+        """Adds a token; `logits` must be read between two of them."""
+        ...
 
 
 class Session:

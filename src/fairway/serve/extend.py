@@ -16,7 +16,8 @@ def at_context(model: Model, context: int, kind: str) -> Model:
     config = model.network.config.extended(context, kind)
     network = config.skeleton(model.network.vocabulary).to_empty(device="cpu")
     fill(network, {**dict(model.network.named_parameters()), **dict(model.network.named_buffers())})
-    return Model(network.to(model.network.device).eval().requires_grad_(False), model.tokenizer, model.notes)
+    network = network.to(model.network.device).eval().requires_grad_(False)
+    return Model(network, model.tokenizer, model.notes, steps=model.steps)
 
 
 def extend(path: Path, context: int, kind: str, out: Path) -> int:

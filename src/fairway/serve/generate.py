@@ -1,26 +1,16 @@
 """Text from a model as a stream of whole characters, cut before stop strings."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fairway.core.errors import ConfigError
 from fairway.data.parts import Tokenizer
-from fairway.model.lm import LanguageModel
-from fairway.serve.engine import Session
+from fairway.serve.engine import Decoding
 from fairway.serve.sampler import Sampler, SamplerConfig
-from fairway.serve.window import Policy
 
 
-def generate_tokens(
-    network: LanguageModel,
-    policy: Policy,
-    prompt: Sequence[int],
-    count: int,
-    boundary: int,
-    config: SamplerConfig,
-) -> Iterator[int]:
-    """Up to `count` tokens after a prompt that begins with the boundary; ends before the next boundary."""
-    session = Session(network, policy, prompt)
+def generate_tokens(session: Decoding, count: int, boundary: int, config: SamplerConfig) -> Iterator[int]:
+    """Up to `count` tokens after those of the session; ends before the next boundary."""
     sample = Sampler(config)
     for _ in range(count):
         token = sample(session.logits())
@@ -31,19 +21,21 @@ def generate_tokens(
 
 
 def stream(
-    network: LanguageModel,
+    begin: Callable[[Sequence[int]], Decoding],
     tokenizer: Tokenizer,
-    policy: Policy,
     prompt: bytes,
     count: int,
     config: SamplerConfig,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Pieces of text: together the decoded tokens up to the first stop string, invalid UTF-8 as U+FFFD."""
+    """Pieces of text: together the decoded tokens up to the first stop string, invalid UTF-8 as U+FFFD.
+
+    `begin` makes a session of the prompt's tokens, the boundary before them.
+    """
     if any(not ending for ending in stop):
         raise ConfigError("An empty stop string was given; it would end the text before its first character.")
     tokens = [tokenizer.boundary, *tokenizer.encode(prompt).tolist()]
-    pieces = map(tokenizer.piece, generate_tokens(network, policy, tokens, count, tokenizer.boundary, config))
+    pieces = map(tokenizer.piece, generate_tokens(begin(tokens), count, tokenizer.boundary, config))
     return until(characters(pieces), stop)
 
 

@@ -14,9 +14,12 @@ from torch import Tensor
 from fairway.core.errors import ConfigError
 from fairway.data.parts import Tokenizer
 from fairway.model.lm import LanguageModel
+from fairway.ops.decode_step.native import Compiled
 from fairway.serve import codec
 from fairway.serve.codec import Coder, Precision
+from fairway.serve.engine import Decoding, Session
 from fairway.serve.generate import stream
+from fairway.serve.native_session import NativeSession, compiled_step
 from fairway.serve.sampler import SamplerConfig
 from fairway.serve.scoring import Documents, NetworkPredictor, TextScore, score_documents
 from fairway.serve.window import Policy
@@ -36,6 +39,9 @@ class Model:
     sha256: str = ""
     """Of the artifact file; empty for a model that comes from none."""
     path: Path | None = None
+    steps: Mapping[str, Tensor] = field(default_factory=dict)
+    """By parameter, what each of its rows is a whole multiple of, for decoding on integers; where it is no longer so,
+    floats serve."""
 
     @property
     def context(self) -> int:
@@ -89,7 +95,21 @@ class Model:
         if tokens < 0:
             raise ConfigError(f"{tokens} tokens were asked for; 0 or more would work.")
         config = sampler or SamplerConfig.read(sampling, origin="sampling")
-        return stream(self.network, self.tokenizer, self.policy(stride), _bytes(prompt), tokens, config, stop)
+        policy = self.policy(stride)
+        return stream(lambda ids: self.session(ids, policy), self.tokenizer, _bytes(prompt), tokens, config, stop)
+
+    def session(self, tokens: Sequence[int], policy: Policy | None = None) -> Decoding:
+        """A sequence to be continued token by token, by the native step where the model has one.
+
+        Its logits are those of `logits`, up to the rounding of float32.
+        """
+        policy = policy or self.policy()
+        weights = tuple((id(one), one._version) for one in self.network.parameters())
+        if (policy.length, weights) not in self._compiled:
+            self._compiled.clear()
+            self._compiled[policy.length, weights] = compiled_step(self.network, policy.length, self.steps)
+        compiled = self._compiled[policy.length, weights]
+        return Session(self.network, policy, tokens) if compiled is None else NativeSession(compiled, policy, tokens)
 
     def compress(self, data: bytes, *, precision: Precision = "fp64") -> bytes:
         """Any bytes in as few as the model can; `decompress` gives them back.
@@ -112,6 +132,11 @@ class Model:
         """The model as a compressor of documents."""
         network = self._double if precision == "fp64" else self.network
         return Coder(network, self.tokenizer, self.policy(stride, window), precision, bytes.fromhex(self.sha256))
+
+    @cached_property
+    def _compiled(self) -> dict[Any, Compiled | None]:
+        """The native step for the last window length and weights that were asked for."""
+        return {}
 
     @cached_property
     def _double(self) -> LanguageModel:
