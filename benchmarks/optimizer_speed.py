@@ -2,8 +2,8 @@
 
 `python benchmarks/optimizer_speed.py [--threads 1] [--rounds 7] [--shape small|large|all]`. `small`: 36 matrices of 6
 layers of width 192, 2.65 million weights; `large`: 10.6 million. Torch's run as installed, with Fairway's allocator
-setting, and with float32 products by oneDNN. A ratio is printed only if, from the same weights and gradients, our update
-is about as close as the peer's to the same one computed in float64.
+setting, and with float32 products by oneDNN. A ratio is printed only if, from the same weights and gradients, both
+updates are within a stated error of the same one computed in float64.
 """
 
 import argparse
@@ -30,8 +30,9 @@ STEPS = 4
 OURS = ("fairway-muon", "fairway-adamw")
 RECORD = ("fairway-soap", "fairway-lion")
 PEERS = {"muon": "torch-muon", "adamw": "torch-adamw-fused"}
-MARGIN = 1.5
-"""How much further than the peer's our update may be from the exact one; both iterate in bfloat16."""
+ERRORS = {"muon": 0.03, "adamw": 1e-5}
+"""Largest relative distance of an update from the exact one that passes as the same. Muon iterates in bfloat16, and its
+iterations leave singular values anywhere in [0.68, 1.14] by themselves."""
 LR, MOMENTUM = 0.02, 0.95
 
 Prepared = tuple[Callable[[], None], dict[str, Any]]
@@ -127,8 +128,8 @@ def race(shape: str, threads: int, rounds: int) -> None:
     for kind, peer in PEERS.items():
         ours, theirs = distances(kind, shape)
         print(f"{kind}: updates {ours:.1e} from those in float64, the peer's {theirs:.1e}")
-        if ours > MARGIN * theirs:
-            raise SystemExit("no ratio is printed: our updates are further from the exact ones than the peer's")
+        if max(ours, theirs) > ERRORS[kind]:
+            raise SystemExit(f"no ratio is printed: more than {ERRORS[kind]:.0e} is not the same update")
         names = [name for name in rates if name == f"fairway-{kind}" or name.startswith(peer)]
         table = {name: measured[name] for name in names}
         save(f"optimizer_{kind}_{shape}_{threads}t", table, {name: rates[name] for name in names}, "steps/s", OURS)

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 class Llama(nn.Module):
-    """`loss(tokens_BT, targets_BT)` in nats per token; two thirds of four times the width, gated, as its authors have it."""
+    """`loss(tokens_BT, targets_BT)` in nats per token; the hidden width is 8/3 of the width, as its authors have it."""
 
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, context: int) -> None:
         super().__init__()
