@@ -112,12 +112,12 @@ class Loop:
             hook.start(self)
         self.model.train()
         self._saved = self.clock.elapsed
-        while not (moment := self._agree()).done:
+        while not (moment := self.agree()).done:
             if moment.save or moment.stop:
                 self._save(journal)
             if moment.stop:
                 raise Interrupted(f"Stopped after step {self.step}; run the same command again to go on from there.")
-            figures = self._step(moment)
+            figures = self.advance(moment)
             if journal is not None:
                 journal.append(figures)
             listener(Event("train", self.clock.progress, figures))
@@ -127,7 +127,7 @@ class Loop:
             hook.finish(self)
         self._save(journal, finished=True)
 
-    def _agree(self) -> Moment:
+    def agree(self) -> Moment:
         """The clock of the first rank decides, and a request to stop any rank."""
         clock, first = self.clock, float(self.team.first)
         due = clock.elapsed - self._saved >= self.config.checkpoint_every
@@ -135,7 +135,8 @@ class Loop:
         *agreed, stop = self.team.sum([*(first * value for value in told), float(self._stop)])
         return Moment(agreed[0], agreed[1], bool(agreed[2]), bool(agreed[3]), bool(stop))
 
-    def _step(self, moment: Moment) -> dict[str, Any]:
+    def advance(self, moment: Moment) -> dict[str, Any]:
+        """One step from what all ranks agreed on; returns its figures. `run` calls it until the budget is spent."""
         self.progress = moment.progress
         with self.stopwatch("data"):
             batch, tokens = self.batch_at(moment.progress)

@@ -6,14 +6,14 @@
 
 #include <algorithm>
 
-#include "../kernel/scratch.h"
-#include "../kernel/vector.h"
+#include "../kernel/operands.h"
 
 namespace {
 
 constexpr long block = 32;
-constexpr long tile = 8;
-constexpr long step = 2 * lanes;
+constexpr long strip = 16;
+constexpr float log2_e = 1.44269504f;
+constexpr float ln_2 = 0.693147181f;
 
 struct Strides {
     long batch, head, token;
@@ -29,237 +29,22 @@ struct Shape {
     long offset() const { return keys - queries; }
 };
 
-inline long rounded_up(long n, long to) { return (n + to - 1) / to * to; }
-
-// One 32-bit operand of a product: a float, or a pair of bfloat16 that are multiplied and added together.
-template <bool paired>
-struct Product {
-    static constexpr long depth = 1;
-    static Floats add(Floats sum, const uint32_t* b, uint32_t a) {
-        Floats left;
-        std::memcpy(&left, b, sizeof left);
-        float right;
-        std::memcpy(&right, &a, 4);
-        return sum + left * right;
-    }
-};
-
-#if defined(__AVX512BF16__)
-template <>
-struct Product<true> {
-    static constexpr long depth = 2;
-    static Floats add(Floats sum, const uint32_t* b, uint32_t a) {
-        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(b), (__m512bh)_mm512_set1_epi32((int)a));
-    }
-};
-constexpr bool has_pairs = true;
-#else
-constexpr bool has_pairs = false;
-#endif
-
-// c[m][n] (+)= sum_r a[m][r] b[r][n] for m < rows, n < columns (a multiple of 2 lanes).
-template <bool paired, long rows>
-void multiply_tile(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long columns, long depth,
-                   bool accumulate) {
-    for (long n = 0; n < columns; n += step) {
-        Floats sums[rows][2];
-        for (long m = 0; m < rows; m++)
-            for (long j = 0; j < 2; j++) sums[m][j] = accumulate ? load(c + m * ldc + n + j * lanes) : Floats{};
-        for (long r = 0; r < depth; r++) {
-            const uint32_t* line = b + r * ldb + n;
-#pragma GCC unroll 8
-            for (long m = 0; m < rows; m++) {
-                uint32_t left = a[m * lda + r];
-                sums[m][0] = Product<paired>::add(sums[m][0], line, left);
-                sums[m][1] = Product<paired>::add(sums[m][1], line + lanes, left);
-            }
-        }
-        for (long m = 0; m < rows; m++)
-            for (long j = 0; j < 2; j++) store(c + m * ldc + n + j * lanes, sums[m][j]);
-    }
-}
-
-#if defined(__AMX_BF16__)
-// The same for 16 rows and 32 columns at a time by matrix tiles; every tile is 16 rows of 64 bytes.
-void multiply_by_tiles(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
-                       long depth, bool accumulate) {
-    for (long m = 0; m < rows; m += 16)
-        for (long n = 0; n < columns; n += 32) {
-            float* to = c + m * ldc + n;
-            if (accumulate) {
-                _tile_loadd(0, to, 4 * ldc);
-                _tile_loadd(1, to + 16, 4 * ldc);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-            }
-            for (long r = 0; r < depth; r += 16) {
-                _tile_loadd(2, a + m * lda + r, 4 * lda);
-                _tile_loadd(3, b + r * ldb + n, 4 * ldb);
-                _tile_loadd(4, b + r * ldb + n + 16, 4 * ldb);
-                _tile_dpbf16ps(0, 2, 3);
-                _tile_dpbf16ps(1, 2, 4);
-            }
-            _tile_stored(0, to, 4 * ldc);
-            _tile_stored(1, to + 16, 4 * ldc);
-        }
-}
-
-// Sets the thread's tiles up, and puts back what another library had set when it ends.
-struct Tiles {
-    alignas(64) unsigned char before[64];
-    Tiles() {
-        alignas(64) unsigned char wanted[64] = {1};
-        for (int tile = 0; tile < 8; tile++) {
-            wanted[16 + 2 * tile] = 64;
-            wanted[48 + tile] = 16;
-        }
-        _tile_storeconfig(before);
-        _tile_loadconfig(wanted);
-    }
-    ~Tiles() {
-        if (before[0])
-            _tile_loadconfig(before);
-        else
-            _tile_release();
-    }
-};
-#else
-struct Tiles {
-    Tiles() {}
-};
-#endif
-
-// Operands beyond `rows` are readable up to the next multiple of 16, and results there writable.
-template <bool paired>
-void multiply(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
-              long depth, bool accumulate) {
-#if defined(__AMX_BF16__)
-    if (paired && depth % 16 == 0) {
-        multiply_by_tiles(a, lda, b, ldb, c, ldc, rows, columns, depth, accumulate);
-        return;
-    }
-#endif
-    long m = 0;
-    for (; m + tile <= rows; m += tile)
-        multiply_tile<paired, tile>(a + m * lda, lda, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
-    for (; m < rows; m++)
-        multiply_tile<paired, 1>(a + m * lda, lda, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
-}
-
-inline uint32_t word(float x) {
-    uint32_t w;
-    std::memcpy(&w, &x, 4);
-    return w;
-}
-
-inline uint32_t bits(Bfloat x) { return x.bits; }
-
-inline uint32_t bits(float x) { return word(x); }
-
-// The bits of one value as half of a pair, or widened to a float operand of its own.
-template <bool paired>
-inline uint32_t plain_operand(const Bfloat*, uint32_t value) {
-    return paired ? value : value << 16;
-}
-
-template <bool paired>
-inline uint32_t plain_operand(const float*, uint32_t value) {
-    return value;
-}
-
-// A row of floats as operands along the row.
-template <bool paired>
-void pack_row(const float* from, uint32_t* to, long count) {
-    if (!paired) {
-        std::memcpy(to, from, 4 * count);
-        return;
-    }
-    Bfloat* halves = (Bfloat*)to;
-    for (long i = 0; i < count; i += lanes) store(halves + i, load(from + i));
-}
-
-// Rows of floats as operands across the rows: one row of words for each `depth` rows.
-template <bool paired>
-void pack_across(const float* from, long ld, uint32_t* to, long rows, long columns, long ldt) {
-    for (long r = 0; r < rows; r += Product<paired>::depth) {
-        uint32_t* line = to + r / Product<paired>::depth * ldt;
-        if (!paired) {
-            std::memcpy(line, from + r * ld, 4 * columns);
-            continue;
-        }
-        for (long i = 0; i < columns; i += lanes) {
-            Halves low, high;
-            store((Bfloat*)&low, load(from + r * ld + i));
-            store((Bfloat*)&high, load(from + (r + 1) * ld + i));
-            Words both = __builtin_convertvector(low, Words) | (__builtin_convertvector(high, Words) << 16);
-            std::memcpy(line + i, &both, sizeof both);
-        }
-    }
-}
-
-// Operand p of a token: its features p depth .. p depth + depth - 1.
-template <bool paired>
-inline uint32_t operand(const Bfloat* x, long p) {
-    uint32_t w = 0;
-    if (paired)
-        std::memcpy(&w, x + 2 * p, 4);
-    else
-        w = (uint32_t)x[p].bits << 16;
-    return w;
-}
-
-template <bool paired>
-inline uint32_t operand(const float* x, long p) {
-    return word(x[p]);
-}
-
-// Tokens (token, width) as a matrix whose rows run over the width and columns over the tokens.
-template <bool paired, class T>
-void pack_turned(const T* from, long stride, uint32_t* to, long tokens, long padded, long width) {
-    long depth = width / Product<paired>::depth;
-    for (long start = 0; start < padded; start += lanes)
-        for (long p = 0; p < depth; p++)
-            for (long t = start; t < start + lanes; t++)
-                to[p * padded + t] = t < tokens ? operand<paired>(from + t * stride, p) : 0u;
-}
-
-// Tokens (token, width) as a matrix whose rows run over the tokens and columns over the width.
-template <bool paired, class T>
-void pack_tokens(const T* from, long stride, uint32_t* to, long tokens, long padded, long width, long columns) {
-    constexpr long depth = Product<paired>::depth;
-    for (long t = 0; t < padded; t += depth) {
-        const T* low = from + t * stride;
-        uint32_t* line = to + t / depth * columns;
-        for (long i = 0; i < columns; i++) {
-            if (i >= width || t >= tokens)
-                line[i] = 0;
-            else if (paired)
-                line[i] = bits(low[i]) | (t + 1 < tokens ? bits(low[stride + i]) << 16 : 0u);
-            else
-                line[i] = word(to_float(low[i]));
-        }
-    }
-}
-
 // Up to `block` tokens as rows of operands along the width; missing tokens are zero.
 template <bool paired, class T>
 void pack_queries(const T* from, long stride, uint32_t* to, long tokens, long width) {
     long depth = width / Product<paired>::depth;
-    for (long t = 0; t < block; t++)
-        for (long p = 0; p < depth; p++) to[t * depth + p] = t < tokens ? operand<paired>(from + t * stride, p) : 0u;
+    for (long t = 0; t < tokens; t++) widen_row<paired>(from + t * stride, to + t * depth, width);
+    std::memset(to + tokens * depth, 0, 4 * (block - tokens) * depth);
 }
 
-// Up to `block` tokens as one row of operands for each feature, along the tokens; missing tokens are zero.
+// Up to `block` tokens as one row of operands for each feature, along the tokens; missing tokens are zero. `lines` is room.
 template <bool paired, class T>
-void pack_features(const T* from, long stride, uint32_t* to, long tokens, long width) {
-    constexpr long depth = Product<paired>::depth;
-    for (long i = 0; i < width; i++)
-        for (long t = 0; t < block; t += depth) {
-            uint32_t low = t < tokens ? bits(from[t * stride + i]) : 0u;
-            uint32_t high = depth == 2 && t + 1 < tokens ? bits(from[(t + 1) * stride + i]) << 16 : 0u;
-            to[i * (block / depth) + t / depth] = plain_operand<paired>(from, low) | high;
-        }
+void pack_features(const T* from, long stride, uint32_t* to, long tokens, long width, uint32_t* lines) {
+    constexpr long words = block / Product<paired>::depth;
+    long columns = rounded_up(width, 16);
+    pack_tokens<paired>(from, stride, lines, tokens, block, width, columns);
+    for (long p = 0; p < words; p += 16)
+        for (long i = 0; i < width; i += 16) turn16(lines + p * columns + i, columns, 16, to + i * words + p, words, 16);
 }
 
 template <class T>
@@ -272,8 +57,13 @@ void put_row(T* to, const float* from, float scale, long count) {
 // A (width, keys) matrix to (key, group, width) rows.
 template <class T>
 void put_turned(T* to, const float* from, long ld, const Shape& s) {
-    for (long t = 0; t < s.keys; t++)
-        for (long c = 0; c < s.width; c++) put(to + t * s.groups * s.width + c, from[c * ld + t]);
+    alignas(64) float turned[16 * 16];
+    for (long t = 0; t < s.keys; t += 16)
+        for (long c = 0; c < s.width; c += 16) {
+            turn16((const uint32_t*)(from + c * ld + t), ld, 16, (uint32_t*)turned, 16, 16);
+            for (long i = 0; i < std::min(16L, s.keys - t); i++)
+                put_row(to + (t + i) * s.groups * s.width + c, turned + 16 * i, 1.0f, std::min(16L, s.width - c));
+        }
 }
 
 template <class T>
@@ -292,25 +82,119 @@ inline Ints counting() {
     return n;
 }
 
-// Raw products to capped scores with minus infinity where query and key must not meet; returns the largest.
-float shape_scores(float* s, long first, long own, long columns, float scale, float cap) {
-    Floats most = all(-INFINITY);
+// Columns that a strip of queries needs whose first one stands at key `own`.
+inline long reach(long own, long keys) { return std::min(rounded_up(own + strip, step), keys); }
+
+// Minus infinity where query and key must not meet.
+void hide(float* s, long first, long own, long columns) {
     Ints place = counting();
-    for (long k = 0; k < columns; k += lanes) {
-        Floats v = load(s + k) * scale;
-        if (cap > 0) v = cap * hyperbolic_tangent(v / cap);
-        if (k + lanes > own + 1) v = select(place > (int32_t)(own - k), all(-INFINITY), v);
-        if (k < first) v = select(place < (int32_t)(first - k), all(-INFINITY), v);
-        store(s + k, v);
-        most = larger(v, most);
+    for (long k = (own + 1) / lanes * lanes; k < columns; k += lanes)
+        store(s + k, select(place > (int32_t)(own - k), all(-INFINITY), load(s + k)));
+    for (long k = 0; k < std::min(first, columns); k += lanes)
+        store(s + k, select(place < (int32_t)(first - k), all(-INFINITY), load(s + k)));
+}
+
+// Raw products to scores under a soft cap.
+void bound(float* s, long columns, float scale, float cap) {
+    for (long k = 0; k < columns; k += lanes) store(s + k, cap * hyperbolic_tangent(load(s + k) * (scale / cap)));
+}
+
+float largest_of(const float* s, long columns) {
+    Floats most[4] = {all(-INFINITY), all(-INFINITY), all(-INFINITY), all(-INFINITY)};
+    for (long k = 0; k < columns; k += lanes) most[k / lanes % 4] = larger(load(s + k), most[k / lanes % 4]);
+    return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+}
+
+// 2^(factor s - shift) along a row as operands; returns the sum.
+template <bool paired>
+float soften(const float* s, uint32_t* to, float factor, float shift, long columns) {
+    Floats first{}, second{};
+    for (long k = 0; k < columns; k += pair) {
+        Floats a = power<paired>(load(s + k) * factor - shift), b = power<paired>(load(s + k + lanes) * factor - shift);
+        first += a;
+        second += b;
+        put_along<paired>(to + k / Product<paired>::depth, a, b);
     }
-    return largest(most);
+    return sum(first + second);
+}
+
+// What the gradient of a row's scores needs beside them.
+struct Slope {
+    float shift, delta;
+
+    // Probability, and the gradient by the score, from a score and the gradient by its probability.
+    template <bool paired>
+    void at(const float* s, const float* g, float factor, const Shape& shape, Floats& p, Floats& d) const {
+        Floats score = load(s);
+        p = power<paired>(score * factor - shift);
+        d = p * (load(g) - delta) * shape.scale;
+        if (shape.cap > 0) {
+            Floats share = score / shape.cap;
+            d = select(p > Floats{}, d * (1.0f - share * share), Floats{});
+        }
+    }
+};
+
+// Two rows of scores `s` and of gradients by probabilities `g`, `ld` apart, to operands: along each row the gradients by the
+// scores, and across both rows these and the probabilities. Beyond `columns`, up to `padded`, what lies across is zero.
+template <bool paired>
+void differentiate(float* s, float* g, long ld, const Slope* slope, float factor, const Shape& shape, long columns,
+                   long padded, [[maybe_unused]] uint32_t* along, uint32_t* across_d, uint32_t* across_p) {
+    for (long k = 0; k < columns; k += lanes) {
+        Floats p[2], d[2];
+        for (long r = 0; r < 2; r++) slope[r].at<paired>(s + r * ld + k, g + r * ld + k, factor, shape, p[r], d[r]);
+#if defined(__AVX512BF16__)
+        if (paired) {
+            const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                                 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+            __m512i ds = (__m512i)_mm512_cvtne2ps_pbh((__m512)d[1], (__m512)d[0]);
+            __m512i ps = (__m512i)_mm512_cvtne2ps_pbh((__m512)p[1], (__m512)p[0]);
+            _mm256_storeu_si256((__m256i*)(along + k / 2), _mm512_maskz_extracti64x4_epi64(0xf, ds, 0));
+            _mm256_storeu_si256((__m256i*)(along + (ld + k) / 2), _mm512_maskz_extracti64x4_epi64(0xf, ds, 1));
+            _mm512_storeu_si512(across_d + k, _mm512_maskz_permutexvar_epi16(0xffffffff, zip, ds));
+            _mm512_storeu_si512(across_p + k, _mm512_maskz_permutexvar_epi16(0xffffffff, zip, ps));
+            continue;
+        }
+#endif
+        for (long r = 0; r < 2; r++) {
+            store(s + r * ld + k, p[r]);
+            store(g + r * ld + k, d[r]);
+        }
+    }
+    for (long r = 0; r < 2 && !paired; r++) {
+        std::fill_n(s + r * ld + columns, padded - columns, 0.0f);
+        std::fill_n(g + r * ld + columns, padded - columns, 0.0f);
+    }
+    if (paired) {
+        std::memset(across_d + columns, 0, 4 * (padded - columns));
+        std::memset(across_p + columns, 0, 4 * (padded - columns));
+    }
 }
 
 struct Room {
     Growing<float> scores, gradients, outputs, sums_k, sums_v;
-    Growing<uint32_t> turned_k, turned_v, lined_k, lined_v, query, upstream, along, across, query_across, up_across;
+    Growing<uint32_t> turned_k, turned_v, lined_k, lined_v, query, upstream, along, across_d, across_p, query_across, up_across,
+        lines;
 };
+
+// Products of a block's queries with the keys each strip of them may see.
+template <bool paired>
+void score(const uint32_t* query, const uint32_t* turned, float* scores, long padded, long count, long own, long seen,
+           long depth) {
+    for (long m = 0; m < count; m += strip)
+        multiply<paired>(query + m * depth, depth, turned, padded, scores + m * padded, padded, std::min(strip, count - m),
+                         reach(own + m, seen), depth, false);
+}
+
+// Sums of lined-up tokens, weighed by what lies along each query's row.
+template <bool paired>
+void weigh(const uint32_t* along, const uint32_t* lined, float* outputs, long padded, long columns, long count, long own,
+           long seen) {
+    constexpr long depth = Product<paired>::depth;
+    for (long m = 0; m < count; m += strip)
+        multiply<paired>(along + m * (padded / depth), padded / depth, lined, columns, outputs + m * columns, columns,
+                         std::min(strip, count - m), columns, reach(own + m, seen) / depth, false);
+}
 
 template <bool paired, class T>
 void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, const Shape& s, long b, long g, Room& room) {
@@ -326,32 +210,27 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
     room.outputs.resize(block * columns);
     pack_turned<paired>(keys, s.k.token, room.turned_k.data(), s.keys, padded, s.width);
     pack_tokens<paired>(values, s.v.token, room.lined_v.data(), s.keys, padded, s.width, columns);
+    float factor = (s.cap > 0 ? 1.0f : s.scale) * log2_e;
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
         for (long start = 0; start < s.queries; start += block) {
-            long count = std::min(block, s.queries - start);
-            long seen = rounded_up(s.offset() + start + count, step);
+            long count = std::min(block, s.queries - start), own = s.offset() + start;
+            long seen = rounded_up(own + count, step);
             pack_queries<paired>(q + b * s.q.batch + h * s.q.head + start * s.q.token, s.q.token, room.query.data(), count,
                                  s.width);
-            multiply<paired>(room.query.data(), s.width / depth, room.turned_k.data(), padded, room.scores.data(), padded,
-                             count, seen, s.width / depth, false);
+            score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), padded, count, own, seen,
+                          s.width / depth);
             float inverse[block];
             for (long i = 0; i < count; i++) {
                 float* row = room.scores.data() + i * padded;
-                long t = start + i;
-                long first = s.first ? s.first[b * s.queries + t] : 0;
-                float most = shape_scores(row, first, s.offset() + t, seen, s.scale, s.cap);
-                Floats total{};
-                for (long c = 0; c < seen; c += lanes) {
-                    Floats p = exponential(load(row + c) - most);
-                    total += p;
-                    store(row + c, p);
-                }
-                inverse[i] = 1.0f / sum(total);
-                normaliser[(b * s.heads + h) * s.queries + t] = most + std::log(sum(total));
-                pack_row<paired>(row, room.along.data() + i * (padded / depth), seen);
+                long t = start + i, width = reach(own + i / strip * strip, seen);
+                if (s.cap > 0) bound(row, width, s.scale, s.cap);
+                hide(row, s.first ? s.first[b * s.queries + t] : 0, own + i, width);
+                float shift = largest_of(row, width) * factor;
+                float total = soften<paired>(row, room.along.data() + i * (padded / depth), factor, shift, width);
+                inverse[i] = 1.0f / total;
+                normaliser[(b * s.heads + h) * s.queries + t] = shift * ln_2 + std::log(total);
             }
-            multiply<paired>(room.along.data(), padded / depth, room.lined_v.data(), columns, room.outputs.data(), columns,
-                             count, columns, seen / depth, false);
+            weigh<paired>(room.along.data(), room.lined_v.data(), room.outputs.data(), padded, columns, count, own, seen);
             for (long i = 0; i < count; i++) {
                 T* to = y + b * s.y.batch + h * s.y.head + (start + i) * s.y.token;
                 put_row(to, room.outputs.data() + i * columns, inverse[i], s.width);
@@ -359,72 +238,79 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
         }
 }
 
+// Scores and their gradients of a block of queries, as operands for the three products that follow.
+template <bool paired, class T>
+void differentiate_block(const T* up, const T* out, const float* normaliser, const int64_t* first, const Shape& s, long count,
+                         long own, long seen, long padded, Room& room) {
+    constexpr long depth = Product<paired>::depth;
+    float factor = (s.cap > 0 ? 1.0f : s.scale) * log2_e;
+    for (long i = 0; i < block; i += 2) {
+        long width = i < count ? reach(own + i / strip * strip, seen) : 0;
+        float* row = room.scores.data() + i * padded;
+        float* slopes = room.gradients.data() + i * padded;
+        Slope slope[2] = {};
+        for (long r = 0; r < 2; r++) {
+            if (i + r >= count) {
+                std::fill_n(row + r * padded, width, -INFINITY);
+                std::fill_n(slopes + r * padded, width, 0.0f);
+                continue;
+            }
+            if (s.cap > 0) bound(row + r * padded, width, s.scale, s.cap);
+            hide(row + r * padded, first ? first[i + r] : 0, own + i + r, width);
+            slope[r] = {normaliser[i + r] * log2_e, dot(up + (i + r) * s.y.token, out + (i + r) * s.y.token, s.width)};
+        }
+        differentiate<paired>(row, slopes, padded, slope, factor, s, width, seen, room.along.data() + i * (padded / depth),
+                              room.across_d.data() + i / 2 * padded, room.across_p.data() + i / 2 * padded);
+    }
+}
+
 template <bool paired, class T>
 void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y, const float* normaliser, T* g_q, T* g_k,
                     T* g_v, const Shape& s, long b, long g, Room& room) {
     constexpr long depth = Product<paired>::depth;
-    long padded = rounded_up(s.keys, step), columns = rounded_up(s.width, step);
+    long padded = rounded_up(s.keys, step), columns = rounded_up(s.width, step), features = rounded_up(s.width, 16);
     const T* keys = k + b * s.k.batch + g * s.k.head;
     const T* values = v + b * s.v.batch + g * s.v.head;
     for (auto* words : {&room.turned_k, &room.turned_v}) words->resize(padded * s.width / depth);
     room.lined_k.resize(padded * columns / depth);
     for (auto* words : {&room.query, &room.upstream}) words->resize(block * s.width);
-    for (auto* words : {&room.along, &room.across}) words->resize(block * padded);
-    for (auto* words : {&room.query_across, &room.up_across}) words->resize(block * rounded_up(s.width, 16));
+    for (auto* words : {&room.along, &room.across_d, &room.across_p}) words->resize(block * padded);
+    for (auto* words : {&room.query_across, &room.up_across, &room.lines}) words->resize(block * features);
     for (auto* floats : {&room.scores, &room.gradients}) floats->resize(block * padded);
     room.outputs.resize(block * columns);
-    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->clear(padded * rounded_up(s.width, 16));
+    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->clear(padded * features);
     pack_turned<paired>(keys, s.k.token, room.turned_k.data(), s.keys, padded, s.width);
     pack_turned<paired>(values, s.v.token, room.turned_v.data(), s.keys, padded, s.width);
     pack_tokens<paired>(keys, s.k.token, room.lined_k.data(), s.keys, padded, s.width, columns);
+    // Unpaired, gradients and probabilities lie across where they already lie along.
+    const uint32_t* along = paired ? room.along.data() : (const uint32_t*)room.gradients.data();
+    const uint32_t* across_d = paired ? room.across_d.data() : (const uint32_t*)room.gradients.data();
+    const uint32_t* across_p = paired ? room.across_p.data() : (const uint32_t*)room.scores.data();
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
         for (long start = 0; start < s.queries; start += block) {
-            long count = std::min(block, s.queries - start);
-            long seen = rounded_up(s.offset() + start + count, step);
+            long count = std::min(block, s.queries - start), own = s.offset() + start, seen = rounded_up(own + count, step);
             const T* query = q + b * s.q.batch + h * s.q.head + start * s.q.token;
             const T* up = g_y + b * s.y.batch + h * s.y.head + start * s.y.token;
             const T* out = y + b * s.y.batch + h * s.y.head + start * s.y.token;
             pack_queries<paired>(query, s.q.token, room.query.data(), count, s.width);
             pack_queries<paired>(up, s.y.token, room.upstream.data(), count, s.width);
-            pack_features<paired>(query, s.q.token, room.query_across.data(), count, s.width);
-            pack_features<paired>(up, s.y.token, room.up_across.data(), count, s.width);
-            multiply<paired>(room.query.data(), s.width / depth, room.turned_k.data(), padded, room.scores.data(), padded,
-                             count, seen, s.width / depth, false);
-            multiply<paired>(room.upstream.data(), s.width / depth, room.turned_v.data(), padded, room.gradients.data(),
-                             padded, count, seen, s.width / depth, false);
-            for (long i = count; i < block; i++) {
-                std::fill_n(room.scores.data() + i * padded, seen, 0.0f);
-                std::fill_n(room.gradients.data() + i * padded, seen, 0.0f);
-            }
-            for (long i = 0; i < count; i++) {
-                float* row = room.scores.data() + i * padded;
-                float* slope = room.gradients.data() + i * padded;
-                long t = start + i;
-                shape_scores(row, s.first ? s.first[b * s.queries + t] : 0, s.offset() + t, seen, s.scale, s.cap);
-                float log_sum = normaliser[(b * s.heads + h) * s.queries + t];
-                float delta = dot(up + i * s.y.token, out + i * s.y.token, s.width);
-                for (long c = 0; c < seen; c += lanes) {
-                    Floats score = load(row + c);
-                    Floats p = exponential(score - log_sum);
-                    Floats d = p * (load(slope + c) - delta) * s.scale;
-                    if (s.cap > 0) d = select(p > Floats{}, d * (1.0f - (score / s.cap) * (score / s.cap)), Floats{});
-                    store(row + c, p);
-                    store(slope + c, d);
-                }
-                pack_row<paired>(slope, room.along.data() + i * (padded / depth), seen);
-            }
-            multiply<paired>(room.along.data(), padded / depth, room.lined_k.data(), columns, room.outputs.data(), columns,
-                             count, columns, seen / depth, false);
+            pack_features<paired>(query, s.q.token, room.query_across.data(), count, s.width, room.lines.data());
+            pack_features<paired>(up, s.y.token, room.up_across.data(), count, s.width, room.lines.data());
+            score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), padded, count, own, seen,
+                          s.width / depth);
+            score<paired>(room.upstream.data(), room.turned_v.data(), room.gradients.data(), padded, count, own, seen,
+                          s.width / depth);
+            differentiate_block<paired>(up, out, normaliser + (b * s.heads + h) * s.queries + start,
+                                        s.first ? s.first + b * s.queries + start : nullptr, s, count, own, seen, padded, room);
+            weigh<paired>(along, room.lined_k.data(), room.outputs.data(), padded, columns, count, own, seen);
             for (long i = 0; i < count; i++) {
                 T* to = g_q + ((b * s.queries + start + i) * s.heads + h) * s.width;
                 put_row(to, room.outputs.data() + i * columns, 1.0f, s.width);
             }
-            pack_across<paired>(room.gradients.data(), padded, room.across.data(), block, seen, padded);
-            multiply<paired>(room.query_across.data(), block / depth, room.across.data(), padded, room.sums_k.data(), padded,
-                             s.width, seen, block / depth, true);
-            pack_across<paired>(room.scores.data(), padded, room.across.data(), block, seen, padded);
-            multiply<paired>(room.up_across.data(), block / depth, room.across.data(), padded, room.sums_v.data(), padded,
-                             s.width, seen, block / depth, true);
+            multiply<paired>(room.query_across.data(), block / depth, across_d, padded, room.sums_k.data(), padded, s.width,
+                             seen, block / depth, true);
+            multiply<paired>(room.up_across.data(), block / depth, across_p, padded, room.sums_v.data(), padded, s.width, seen,
+                             block / depth, true);
         }
     put_turned(g_k + (b * s.keys * s.groups + g) * s.width, room.sums_k.data(), padded, s);
     put_turned(g_v + (b * s.keys * s.groups + g) * s.width, room.sums_v.data(), padded, s);

@@ -2,59 +2,68 @@
 //
 // l = c tanh(z / c); nats = log sum e^l - l[target]; dz = (softmax(l) - onehot + 2 w logsumexp(l) softmax(l)) (1 - (l / c)^2) * weight.
 
-#include "../kernel/vector.h"
+#include "../kernel/point.h"
+#include "../kernel/scratch.h"
 
 namespace {
+
+inline Floats bounded(Floats x) {
+    Floats e = power_of_e(magnitude(x) * -2.0f);
+    return with_sign_of((1.0f - e) / (1.0f + e), x);
+}
+
+// Logits after the cap, minus infinity behind the last one up to a whole vector; returns the largest.
+template <class T>
+float cap_row(const T* z, float* capped, long width, float cap) {
+    Floats most = all(-INFINITY);
+    for (long i = 0; i < width; i += lanes) {
+        Floats l = load_part(z + i, width - i);
+        if (cap > 0) l = cap * bounded(l / cap);
+        store(capped + i, l);
+        if (width - i < lanes)
+            for (long j = width; j < i + lanes; j++) capped[j] = -INFINITY;
+        most = larger(load(capped + i), most);
+    }
+    return largest(most);
+}
+
+template <class T>
+void row(T* z, int64_t target, float* nats, float* normaliser, float* capped, float* powers, long width, float cap,
+         float z_loss, float weight) {
+    float most = cap_row(z, capped, width, cap);
+    Floats sums{};
+    for (long i = 0; i < width; i += lanes) {
+        Floats e = power_of_e(load(capped + i) - most);
+        store(powers + i, e);
+        sums += e;
+    }
+    float all_powers = sum(sums), log_sum = most + std::log(all_powers), own = capped[target];
+    *normaliser = log_sum;
+    *nats = log_sum - own;
+    float share = (1.0f + 2.0f * z_loss * log_sum) * weight, each = share / all_powers;
+    float slope = cap > 0 ? 1.0f - (own / cap) * (own / cap) : 1.0f;
+    float kept = (share * std::exp(own - log_sum) - weight) * slope;
+    float steepness = cap > 0 ? 1.0f / (cap * cap) : 0.0f;
+    for (long i = 0; i < width; i += lanes) {
+        Floats d = load(powers + i) * each;
+        if (cap > 0) {
+            Floats l = load(capped + i);
+            d *= 1.0f - l * l * steepness;
+        }
+        store_part(z + i, d, width - i);
+    }
+    put(z + target, kept);
+}
 
 template <class T>
 void rows(T* z, const int64_t* target, float* nats, float* normaliser, long count, long width, float cap, float z_loss,
           float weight) {
 #pragma omp parallel
     {
-        float* capped = new float[width + lanes];
+        Scratch<float> capped(width + lanes), powers(width + lanes);
 #pragma omp for schedule(static)
-        for (long row = 0; row < count; row++) {
-            T* line = z + row * width;
-            float most = -INFINITY;
-            long i = 0;
-            Floats mosts = all(-INFINITY);
-            for (; i + lanes <= width; i += lanes) {
-                Floats l = load(line + i);
-                if (cap > 0) l = cap * hyperbolic_tangent(l / cap);
-                store(capped + i, l);
-                mosts = larger(l, mosts);
-            }
-            for (; i < width; i++) {
-                float l = to_float(line[i]);
-                capped[i] = cap > 0 ? cap * std::tanh(l / cap) : l;
-                most = capped[i] > most ? capped[i] : most;
-            }
-            most = width >= lanes && largest(mosts) > most ? largest(mosts) : most;
-            Floats sums{};
-            float total = 0;
-            for (i = 0; i + lanes <= width; i += lanes) sums += exponential(load(capped + i) - most);
-            for (; i < width; i++) total += std::exp(capped[i] - most);
-            float log_sum = most + std::log(sum(sums) + total);
-            normaliser[row] = log_sum;
-            nats[row] = log_sum - capped[target[row]];
-            float share = (1.0f + 2.0f * z_loss * log_sum) * weight;
-            float own = capped[target[row]];
-            float slope = cap > 0 ? 1.0f - (own / cap) * (own / cap) : 1.0f;
-            float kept = (share * std::exp(own - log_sum) - weight) * slope;
-            for (i = 0; i + lanes <= width; i += lanes) {
-                Floats l = load(capped + i);
-                Floats d = exponential(l - log_sum) * share;
-                if (cap > 0) d *= 1.0f - (l / cap) * (l / cap);
-                store(line + i, d);
-            }
-            for (; i < width; i++) {
-                float d = std::exp(capped[i] - log_sum) * share;
-                if (cap > 0) d *= 1.0f - (capped[i] / cap) * (capped[i] / cap);
-                put(line + i, d);
-            }
-            put(line + target[row], kept);
-        }
-        delete[] capped;
+        for (long i = 0; i < count; i++)
+            row(z + i * width, target[i], nats + i, normaliser + i, capped.data(), powers.data(), width, cap, z_loss, weight);
     }
 }
 

@@ -53,12 +53,24 @@ inline Floats load(const Bfloat* p) {
 }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-inline void store(Bfloat* p, Floats v) {
+inline Halves rounded(Floats v) {
     Words w = (Words)v;
-    Words rounded = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16;
+    Words even = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16;
     Words nan = (Words)(v != v);
     Words quiet = (w >> 16) | 0x40u;
-    Halves h = __builtin_convertvector((rounded & ~nan) | (quiet & nan), Halves);
+    return __builtin_convertvector((even & ~nan) | (quiet & nan), Halves);
+}
+
+inline void store(Bfloat* p, Floats v) {
+#if defined(__AVX512BF16__)
+    // The instruction does the same but for denormal numbers, which it takes for zeros.
+    constexpr int denormal = 0x20;
+    if (__builtin_expect(!_mm512_fpclass_ps_mask((__m512)v, denormal), 1)) {
+        _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+        return;
+    }
+#endif
+    Halves h = rounded(v);
     std::memcpy(p, &h, sizeof h);
 }
 
@@ -79,20 +91,45 @@ inline void put(Bfloat* p, float x) {
     p->bits = x != x ? (uint16_t)((w >> 16) | 0x40u) : (uint16_t)((w + 0x7fffu + ((w >> 16) & 1u)) >> 16);
 }
 
-inline float sum(Floats v) {
-    float total = 0;
-    for (int i = 0; i < lanes; i++) total += v[i];
-    return total;
-}
-
-inline Floats select(Ints mask, Floats yes, Floats no) { return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask)); }
+inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
 inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }
 
+#if defined(__AVX512F__)
+// The vector with its halves, quarters, eighths or sixteenths changed about.
+inline Floats halves_swapped(Floats v) { return (Floats)_mm512_maskz_shuffle_f32x4(0xffff, (__m512)v, (__m512)v, 0x4e); }
+
+inline Floats quarters_swapped(Floats v) { return (Floats)_mm512_maskz_shuffle_f32x4(0xffff, (__m512)v, (__m512)v, 0xb1); }
+
+inline Floats eighths_swapped(Floats v) { return (Floats)_mm512_maskz_permute_ps(0xffff, (__m512)v, 0x4e); }
+
+inline Floats sixteenths_swapped(Floats v) { return (Floats)_mm512_maskz_permute_ps(0xffff, (__m512)v, 0xb1); }
+#endif
+
+inline float sum(Floats v) {
+#if defined(__AVX512F__)
+    v += halves_swapped(v);
+    v += quarters_swapped(v);
+    v += eighths_swapped(v);
+    return (v + sixteenths_swapped(v))[0];
+#else
+    float total = 0;
+    for (int i = 0; i < lanes; i++) total += v[i];
+    return total;
+#endif
+}
+
 inline float largest(Floats v) {
+#if defined(__AVX512F__)
+    v = larger(v, halves_swapped(v));
+    v = larger(v, quarters_swapped(v));
+    v = larger(v, eighths_swapped(v));
+    return larger(v, sixteenths_swapped(v))[0];
+#else
     float most = v[0];
     for (int i = 1; i < lanes; i++) most = v[i] > most ? v[i] : most;
     return most;
+#endif
 }
 
 // e^x to 1.2e-7 relative; 0 below -87.3, and NaN for NaN. Cephes' polynomial over [-ln 2 / 2, ln 2 / 2].
