@@ -76,3 +76,13 @@ def test_integers_of_any_size_give_a_finite_tensor_or_one_error(kind: str) -> No
             changed = Packed(kind, packed.shape, {**packed.arrays, name: wild}, packed.settings)
             with suppress(ArtifactError):
                 assert bool(packing(kind).unpack(changed).isfinite().all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_whole_multiples_of_the_steps_that_a_packing_tells(kind: str) -> None:
+    packed = examples()[kind]
+    steps_R = packing(kind).row_steps(packed)
+    assert (steps_R is not None) == (kind in ("rows", "trellis"))
+    if steps_R is not None:
+        values_RC = packing(kind).unpack(packed).reshape(len(steps_R), -1)
+        assert torch.equal((values_RC / steps_R[:, None]).round() * steps_R[:, None], values_RC)

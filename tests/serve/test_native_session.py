@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairway.artifact.format import Contents, write
 from fairway.artifact.packing import raw, rows
+from fairway.artifact.steps import nearest_exponents, steps_of
 from fairway.core import log
 from fairway.core.native import LEVELS
 from fairway.model.lm import LanguageModel, ModelConfig
@@ -35,8 +36,8 @@ def integers(network: LanguageModel, largest: int) -> dict[str, Tensor]:
     steps = {}
     for name, weight in network.named_parameters():
         if weight.ndim == 2:
-            exponents = rows.nearest_exponents((weight.abs().amax(1) / largest).numpy())
-            step_O = torch.from_numpy(rows.steps_of(exponents))
+            exponents = nearest_exponents((weight.abs().amax(1) / largest).numpy())
+            step_O = torch.from_numpy(steps_of(exponents))
             weight.copy_((weight / step_O[:, None]).round().clamp(-largest, largest) * step_O[:, None])
             steps[name] = step_O
     return steps
@@ -100,7 +101,7 @@ def test_an_artifact_decodes_on_its_own_integers(tmp_path: Path) -> None:
         weight = dict(network.named_parameters())[name]
         if name in steps:
             code = (weight / steps[name][:, None]).round().numpy().astype(np.int32)
-            exponents = rows.nearest_exponents(steps[name].numpy())
+            exponents = nearest_exponents(steps[name].numpy())
             tensors[name] = rows.pack(code, exponents, tuple(weight.shape))
         else:
             tensors[name] = raw.pack(weight, "float32")

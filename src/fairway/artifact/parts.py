@@ -52,6 +52,10 @@ class Packing(ABC):
     def unpack(self, packed: Packed) -> Tensor:
         """The tensor in float32; raises `ArtifactError` where the integers make no sense."""
 
+    def row_steps(self, packed: Packed) -> Tensor | None:  # noqa: ARG002
+        """What the numbers of each row are whole multiples of, (R); None where rows have no such step."""
+        return None
+
 
 class PackingConfig(Technique):
     """A packing as the artifact names it; it has no settings of its own."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from fairway.artifact.format import Contents, read, restore
-from fairway.artifact.packing.rows import row_steps
+from fairway.artifact.parts import packing
 from fairway.core import storage
 from fairway.core.errors import ArtifactError, ConfigError, TokenizerError
 from fairway.data.parts import load_tokenizer
@@ -27,7 +27,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Model:
             f"{path} has a tokenizer of {tokenizer.vocabulary} ids and a model of {contents.vocabulary}."
         )
     filled = _filled(network, contents, path).to(device)
-    steps = {name: row_steps(packed) for name, packed in contents.tensors.items() if packed.kind == "rows"}
+    steps = {name: packing(packed.kind).row_steps(packed) for name, packed in contents.tensors.items()}
     known = {name: step_O for name, step_O in steps.items() if step_O is not None}
     return Model(filled, tokenizer, contents.notes, storage.sha256(path), path, known)
 

@@ -55,6 +55,12 @@ class Rows(Packing):
         codes = torch.from_numpy(packed.arrays["codes"].astype(np.float32))
         return codes.view(len(steps), -1).mul_(steps[:, None]).view(packed.shape)
 
+    def row_steps(self, packed: Packed) -> Tensor | None:
+        if packed.settings["group"]:
+            return None
+        exponents = packed.arrays["steps"].astype(np.int64) + packed.settings["base"]
+        return torch.from_numpy(steps_of(exponents, packed.settings["resolution"]))
+
 
 def pack(
     codes: Integers,
@@ -69,11 +75,3 @@ def pack(
     base = int(np.median(exponents)) if exponents.size else 0
     arrays = {"steps": (exponents - base).astype(np.int32), "codes": codes.reshape(-1).astype(np.int32)}
     return Packed("rows", shape, arrays, {"base": base, "group": group, "resolution": resolution})
-
-
-def row_steps(packed: Packed) -> Tensor | None:
-    """What the numbers of each row are whole multiples of; None where a row has several steps."""
-    if packed.settings["group"]:
-        return None
-    exponents = packed.arrays["steps"].astype(np.int64) + packed.settings["base"]
-    return torch.from_numpy(steps_of(exponents, packed.settings["resolution"]))

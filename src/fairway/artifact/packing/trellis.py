@@ -74,6 +74,9 @@ class Trellis(Packing):
         steps_R = torch.from_numpy(steps_of(exponents_R) / 2)
         return torch.from_numpy(values_RC.astype(np.float32)).mul_(steps_R[:, None]).view(packed.shape)
 
+    def row_steps(self, packed: Packed) -> Tensor:
+        return torch.from_numpy(steps_of(packed.arrays["steps"].astype(np.int64) + packed.settings["base"]) / 2)
+
 
 def pack(
     codes_RC: Integers,
