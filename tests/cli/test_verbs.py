@@ -73,6 +73,20 @@ def test_stages_can_be_called_one_by_one(fairway, tmp_path: Path):
     compressed = fairway("compress", folder, "--json")
     assert compressed.code == 0, compressed.err
     assert last_line(compressed.out)["bytes"] == (folder / "model.fwy").stat().st_size <= 12_000
+    own = (folder / "model.fwy").read_bytes()
+    other = fairway(
+        "compress", folder, "--bytes", "9kB", "compress.prune.kind=wanda", "compress.quantize.kind=rtn", "--json"
+    )
+    assert other.code == 0, other.err
+    facts = last_line(other.out)
+    assert 0.99 * 9_000 <= facts["bytes"] == (folder / "compressed.fwy").stat().st_size <= 9_000
+    assert abs(facts["predicted_bytes"] - facts["bytes"]) < 90
+    assert 0 < facts["bits_per_byte_before"] < facts["bits_per_byte_after"] + 1
+    assert "wanda" in facts["plan"]
+    assert (folder / "model.fwy").read_bytes() == own
+    refused = fairway("compress", folder, "model.width=64")
+    assert refused.code != 0
+    assert "compress." in refused.err
     scored = fairway("evaluate", folder, "--json")
     assert scored.code == 0, scored.err
     assert 0 < last_line(scored.out)["bits_per_byte"] < 12

@@ -1,10 +1,11 @@
 """`fairway compress`: trained weights to an artifact."""
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from fairway.cli.console.options import Json
+from fairway.cli.console.options import Json, Overrides
 
 GROUP = "Making a model"
 
@@ -12,18 +13,31 @@ GROUP = "Making a model"
 def compress(
     run: Annotated[str, Parameter(help="The folder of a trained run.")],
     /,
-    *,
+    *overrides: Overrides,
+    size: Annotated[str | None, Parameter(name="--bytes", help="Largest artifact (`500kB`, `16MB`).")] = None,
+    out: Annotated[
+        Path | None, Parameter(name=["--out", "-o"], help="The file to write; RUN/compressed.fwy if not given.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Turn a run's trained weights into one `.fwy` file that fits its byte budget.
 
-    Example: `fairway compress runs/default`
+    With another budget or other settings of `compress`, a file beside the run's own artifact is written, and the score
+    before and after is shown.
+
+    Example: `fairway compress runs/default --bytes 300kB compress.prune.kind=wanda compress.prune.sparsity=0.5`
     """
     from fairway.cli.console import output
     from fairway.cli.console.progress import progress
+    from fairway.cli.console.recompress import recompressed
     from fairway.cli.console.target import open_folder
 
     job = open_folder(run)
+    if overrides or size or out:
+        with progress() as listener:
+            facts = recompressed(job, overrides, size, out or job.folder / "compressed.fwy", listener)
+        output.print_json(facts) if json else output.print_facts("", facts)
+        return
     with progress() as listener:
         fit = job.compress(listener)
     facts = {"artifact": job.artifact, "bytes": fit["bytes"], "bytes_cap": fit["cap"]}

@@ -26,7 +26,7 @@ Round = Callable[[Tensor, int], Tensor]
 """Rounds one column (R) of the weight; the second argument is the column's place."""
 
 _INNER = 16
-_SMALL = 64
+_SMALL = 128
 
 
 @dataclass(frozen=True)
@@ -102,37 +102,50 @@ def reconstruct(
 def inverse_factor(hessian_CC: Tensor, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """Upper triangular U with `U^T U` the inverse of the damped Hessian; in float64 where `dtype` is not enough.
 
-    Reversing rows and columns turns a lower Cholesky factor into an upper one, so one factorisation is
-    enough.
+    Reversing rows and columns turns the inverse of a lower Cholesky factor into U.
     """
-    reversed_CC = damped(hessian_CC, damping).flip(0, 1)
-    lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC.to(dtype))
-    if int(failed):
-        lower_CC, failed = torch.linalg.cholesky_ex(reversed_CC)
-    if int(failed):
-        raise TrainingError(
-            f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
-            "more calibration text or more damping would help."
-        )
-    return _inverse_of_lower(lower_CC).flip(0, 1)
+    damped_CC = damped(hessian_CC, damping, dtype).flip(0, 1)
+    inverse_CC = torch.zeros_like(damped_CC)
+    if not _invert_factor(damped_CC, inverse_CC):
+        damped_CC = damped(hessian_CC, damping).flip(0, 1)
+        inverse_CC = torch.zeros_like(damped_CC)
+        if not _invert_factor(damped_CC, inverse_CC):
+            raise TrainingError(
+                f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
+                "more calibration text or more damping would help."
+            )
+    return inverse_CC.flip(0, 1)
 
 
-def _inverse_of_lower(lower_CC: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix by halves: `[[A, 0], [B, C]]^-1 = [[A', 0], [-C' B A', C']]`."""
-    size = len(lower_CC)
+def _invert_factor(matrix_CC: Tensor, out_CC: Tensor) -> bool:
+    """Writes the inverse of the lower Cholesky factor below the diagonal of zeros; False where there is no factor.
+
+    By halves: with L1 the factor of the first block and `B = M21 L1^-T`, the second factor is that of `M22 - B B^T`,
+    and the block below is `-L2^-1 B L1^-1`. So nearly all the work is matrix products.
+    """
+    size = len(matrix_CC)
     if size <= _SMALL:
-        return torch.linalg.solve_triangular(lower_CC, torch.eye(size, dtype=lower_CC.dtype), upper=False)
+        lower_CC, failed = torch.linalg.cholesky_ex(matrix_CC)
+        if int(failed):
+            return False
+        identity_CC = torch.eye(size, dtype=matrix_CC.dtype)
+        out_CC.copy_(torch.linalg.solve_triangular(lower_CC, identity_CC, upper=False))
+        return True
     half = size // 2
-    result_CC = torch.zeros_like(lower_CC)
-    result_CC[:half, :half] = _inverse_of_lower(lower_CC[:half, :half])
-    result_CC[half:, half:] = _inverse_of_lower(lower_CC[half:, half:])
-    result_CC[half:, :half] = -result_CC[half:, half:] @ (lower_CC[half:, :half] @ result_CC[:half, :half])
-    return result_CC
+    first_CC, last_CC = out_CC[:half, :half], out_CC[half:, half:]
+    if not _invert_factor(matrix_CC[:half, :half], first_CC):
+        return False
+    below_CC = matrix_CC[half:, :half] @ first_CC.T
+    if not _invert_factor(torch.addmm(matrix_CC[half:, half:], below_CC, below_CC.T, alpha=-1), last_CC):
+        return False
+    torch.mm(last_CC, below_CC @ first_CC, out=below_CC)
+    out_CC[half:, :half] = below_CC.neg_()
+    return True
 
 
-def damped(hessian_CC: Tensor, damping: float) -> Tensor:
+def damped(hessian_CC: Tensor, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """The Hessian that the loop works with."""
-    result_CC = hessian_CC.double().clone()
+    result_CC = hessian_CC.to(dtype, copy=True)
     diagonal_C = result_CC.diagonal()
     diagonal_C[diagonal_C == 0] = 1.0
     diagonal_C += damping * diagonal_C.mean()

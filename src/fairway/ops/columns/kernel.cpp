@@ -66,20 +66,33 @@ inline void fix(const Block& block, long column, long r) {
     store(block.work + at, fixed);
 }
 
+// work[later] -= sum of factor * error over the columns from first to last.
+void pass_on(const Block& block, long first, long last, long later, long row, long count) {
+    float* work = block.work + later * block.rows;
+    long r = row;
+    for (; r + lanes <= row + count; r += lanes) {
+        Floats weight = load(work + r);
+        for (long column = first; column < last; column++)
+            weight -= block.upper[column * block.columns + later] * load(block.errors + column * block.rows + r);
+        store(work + r, weight);
+    }
+    for (; r < row + count; r++)
+        for (long column = first; column < last; column++)
+            work[r] -= block.upper[column * block.columns + later] * block.errors[column * block.rows + r];
+}
+
 void solve_strip(const Block& block, long row, long count) {
-    for (long column = 0; column < block.columns; column++) {
-        if (block.zeros && column % block.group == 0) remove_least(block, column, row, count);
-        long r = row;
-        for (; r + lanes <= row + count; r += lanes) fix(block, column, r);
-        for (; r < row + count; r++) fix_one(block, column, r);
-        const float* error = block.errors + column * block.rows;
-        for (long later = column + 1; later < block.columns; later++) {
-            float factor = block.upper[column * block.columns + later];
-            float* work = block.work + later * block.rows;
-            for (r = row; r + lanes <= row + count; r += lanes)
-                store(work + r, load(work + r) - factor * load(error + r));
-            for (; r < row + count; r++) work[r] -= factor * error[r];
+    long together = block.zeros ? block.group : 8;
+    for (long first = 0; first < block.columns; first += together) {
+        long last = first + together < block.columns ? first + together : block.columns;
+        if (block.zeros) remove_least(block, first, row, count);
+        for (long column = first; column < last; column++) {
+            if (column > first) pass_on(block, first, column, column, row, count);
+            long r = row;
+            for (; r + lanes <= row + count; r += lanes) fix(block, column, r);
+            for (; r < row + count; r++) fix_one(block, column, r);
         }
+        for (long later = last; later < block.columns; later++) pass_on(block, first, last, later, row, count);
     }
 }
 
