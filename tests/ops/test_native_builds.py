@@ -80,6 +80,7 @@ def test_the_kernel_tests_pass_under_the_address_and_undefined_behaviour_sanitiz
         "matvec",
         "decode_step",
         "sparse_matvec",
+        "sample",
         "test_elementwise_paths.py",
         "test_gates_and_squashes.py",
         "test_recurrences_natively.py",
