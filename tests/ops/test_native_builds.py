@@ -81,6 +81,8 @@ def test_the_kernel_tests_pass_under_the_address_and_undefined_behaviour_sanitiz
         "attention",
         "matvec",
         "decode_step",
+        "sparse_matvec",
+        "sample",
         "test_elementwise_paths.py",
         "test_gates_and_squashes.py",
         "test_recurrences_natively.py",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fairway.core.config import Config
 from fairway.core.seed import generator
+from fairway.ops.sample.naive import probabilities
+from fairway.ops.sample.native import sample
 
 
 class SamplerConfig(Config):
@@ -36,25 +38,13 @@ class Sampler:
         """One token id; a tie goes to the smaller id when the temperature is 0."""
         if self.config.temperature == 0:
             return int(logits_V.argmax())
-        p_V = self.probabilities(logits_V)
-        return int(torch.multinomial(p_V, 1, generator=self._generator))
+        config = self.config
+        uniform = float(torch.rand((), dtype=torch.float64, generator=self._generator))
+        return sample(logits_V, config.temperature, config.top_k, config.top_p, config.min_p, uniform)
 
     def probabilities(self, logits_V: Tensor) -> Tensor:
         """The distribution that a token is drawn from, in float64 on the CPU."""
         config = self.config
-        logits_V = logits_V.detach().to("cpu", torch.float64)
         if config.temperature == 0:
-            return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-        scaled_V = (logits_V - logits_V.max()) / config.temperature
-        p_V, order_V = scaled_V.softmax(-1).sort(descending=True, stable=True)
-        if config.top_k is not None:
-            p_V[config.top_k :] = 0
-            p_V /= p_V.sum()
-        if config.top_p is not None:
-            before_V = p_V.cumsum(-1) - p_V
-            p_V[before_V >= config.top_p] = 0
-            p_V /= p_V.sum()
-        if config.min_p is not None:
-            p_V[p_V < config.min_p * p_V[0]] = 0
-            p_V /= p_V.sum()
-        return torch.zeros_like(p_V).scatter_(0, order_V, p_V)
+            return torch.zeros(len(logits_V), dtype=torch.float64).index_fill_(0, logits_V.argmax().cpu(), 1.0)
+        return probabilities(logits_V, config.temperature, config.top_k, config.top_p, config.min_p)

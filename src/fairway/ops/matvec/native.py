@@ -4,8 +4,9 @@
 I inputs, N blocks of R = 16 outputs, G groups of C inputs, P bytes of a code.
 """
 
-from ctypes import c_long
+from ctypes import c_long, c_void_p
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ class PackedMatrix:
     """Bytes."""
     step_O: Tensor | None
     """Padded to whole blocks; None for floats."""
+
+    @cached_property
+    def arguments(self) -> tuple[tuple[c_void_p, c_void_p], tuple[c_long, ...]]:
+        """What the kernel is called with before the vectors and behind them."""
+        sizes = (c_long(self.rows), c_long(self.columns), c_long(self.format))
+        return (pointer(self.data), pointer(self.step_O)), sizes
 
 
 def codes_of(weight_OI: Tensor, step_O: Tensor) -> Tensor | None:
@@ -65,11 +72,9 @@ def matvec(matrix: PackedMatrix, x_I: Tensor) -> Tensor:
     assert x_I.dtype == torch.float32
     assert x_I.shape == (matrix.columns,)
     y = torch.empty(-(-matrix.rows // BLOCK) * BLOCK)
-    kernel("matvec")(
-        pointer(matrix.data), pointer(matrix.step_O), pointer(x_I), pointer(y),
-        c_long(matrix.rows), c_long(matrix.columns), c_long(matrix.format),
-    )  # fmt: skip
-    return y[: matrix.rows]
+    before, behind = matrix.arguments
+    kernel("matvec")(*before, pointer(x_I), pointer(y), *behind)
+    return y if len(y) == matrix.rows else y[: matrix.rows]
 
 
 def _packed_codes(code_OI: Tensor, kind: int) -> Tensor:
