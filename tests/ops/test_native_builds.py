@@ -76,6 +76,7 @@ def test_the_kernel_tests_pass_under_the_address_and_undefined_behaviour_sanitiz
     loaded = "from fairway.core import native; native.kernel('relu2_forward'); print(open('/proc/self/maps').read())"
     assert f"{home}/fairway/ops/kernel/libfairway.so" in run(sys.executable, "-c", loaded, **environment)
     names = ["attention", "test_elementwise_paths.py", "test_gates_and_squashes.py", "test_recurrences_natively.py"]
+    names.append("test_symmetric.py")
     tests = [*(HERE / name for name in names), HERE.parent / "artifact" / "coder"]
     report = run(
         sys.executable, "-m", "pytest", *tests, "-p", "no:cacheprovider", "-v", "-k", "not fake", **environment
