@@ -40,6 +40,8 @@ class Case:
     """Least traffic, forward and backward."""
     error: float = 1e-2
     """Relative distance from float64 of the output and of every gradient that passes as correct."""
+    peer_error: float | None = None
+    """The same for peers, where it is not `error`."""
     compiles: bool = False
     """Whether the first peer also runs compiled."""
     autocast: bool = False
@@ -146,7 +148,10 @@ def linear_cross_entropy(width: int, vocabulary: int) -> Case:
 
 
 def experts() -> Case:
-    """8 experts of hidden width 256, 2 for each token, beside Mixtral's block of transformers with the same weights."""
+    """8 experts of hidden width 256, 2 for each token, beside Mixtral's block of transformers with the same weights.
+
+    Mixtral's router multiplies in bfloat16 here, and where two experts are close it may choose the other one.
+    """
     width, hidden, count = 192, 256, 8
 
     def block() -> Any:
@@ -175,7 +180,7 @@ def experts() -> Case:
 
     flops = 3.0 * 2 * TOKENS * 2 * 3 * width * hidden
     mine = partial(call, ours, ("router_ED", "input_EJD", "output_EDF"))
-    return Case(inputs, mine, {"Mixtral": theirs}, flops=flops, autocast=True, error=3e-2)
+    return Case(inputs, mine, {"Mixtral": theirs}, flops=flops, autocast=True, error=3e-2, peer_error=0.1)
 
 
 def dense() -> Case:

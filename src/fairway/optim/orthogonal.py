@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fairway.ops.symmetric.native import product
+
 Coefficients = tuple[float, float, float]
 
 CLASSIC: Coefficients = (3.4445, -4.7750, 2.0315)
@@ -88,24 +90,26 @@ def long_periods(steps: Sequence[Coefficients]) -> tuple[int, ...]:
 
 def _advance(x_NRC: Tensor, steps: Sequence[Coefficients]) -> Tensor:
     lying = x_NRC.shape[-2] <= x_NRC.shape[-1]
-    a_NSS = torch.bmm(x_NRC, x_NRC.mT) if lying else torch.bmm(x_NRC.mT, x_NRC)
+    side_NSK = x_NRC if lying else x_NRC.mT
+    a_NSS = product(side_NSK, side_NSK)
     if len(steps) == 1:
         ((a, b, c),) = steps
-        p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS, beta=b, alpha=c)
+        p_NSS = product(a_NSS, a_NSS, a_NSS, alpha=c, beta=b)
         left, right = (p_NSS, x_NRC) if lying else (x_NRC, p_NSS)
         return torch.baddbmm(x_NRC, left, right, beta=a)
-    q_NSS = _product(a_NSS, steps)
+    q_NSS = _combined(a_NSS, steps)
     return torch.bmm(q_NSS, x_NRC) if lying else torch.bmm(x_NRC, q_NSS)
 
 
-def _product(a_NSS: Tensor, steps: Sequence[Coefficients]) -> Tensor:
+def _combined(a_NSS: Tensor, steps: Sequence[Coefficients]) -> Tensor:
     """The matrix that takes a matrix of Gram matrix `a_NSS` through all steps."""
     q_NSS: Tensor | None = None
     for index, (a, b, c) in enumerate(steps):
-        p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS, beta=b, alpha=c)
+        p_NSS = product(a_NSS, a_NSS, a_NSS, alpha=c, beta=b)
         p_NSS.diagonal(dim1=-2, dim2=-1).add_(a)
         if index < len(steps) - 1:
-            a_NSS = torch.bmm(torch.bmm(p_NSS, a_NSS), p_NSS)
-        q_NSS = p_NSS if q_NSS is None else torch.bmm(p_NSS, q_NSS)
+            # P A is symmetric but for rounding, which mirroring would enlarge; (P A) P^T is in any case.
+            a_NSS = product(torch.bmm(p_NSS, a_NSS), p_NSS)
+        q_NSS = p_NSS if q_NSS is None else product(p_NSS, q_NSS)
     assert q_NSS is not None
     return q_NSS

@@ -106,8 +106,7 @@ class Attention(Mixer):
         q_BHTK, k_BGTK, v_BGTK = self._projected(x_BTD, context)
         if self.position is not None:
             if self.position.rotated_keys_stay_valid:
-                both = self.position.rotate(torch.cat((q_BHTK, k_BGTK), dim=1), position_BT, 0)
-                q_BHTK, k_BGTK = both.split((self.config.heads, self.groups), dim=1)
+                q_BHTK, k_BGTK = self._rotated(q_BHTK, k_BGTK, position_BT)
             else:
                 old_positions = [torch.cat((old_positions[0], position_BT.expand(batch, -1)), dim=1)]
         k_BGSK, v_BGSK = _appended(old_k, k_BGTK), _appended(old_v, v_BGTK)
@@ -138,6 +137,15 @@ class Attention(Mixer):
             k_BTGK = self.norm(k_BTGK)
         v_BTGK = self._heads(v_BTE, self.groups)
         return q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
+
+    def _rotated(self, q_BHTK: Tensor, k_BGTK: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Both turned: of a single token together, which saves calls, and else apart, which saves copies."""
+        assert self.position is not None
+        if q_BHTK.shape[2] > 1:
+            return self.position.rotate(q_BHTK, position_BT, 0), self.position.rotate(k_BGTK, position_BT, 0)
+        both = self.position.rotate(torch.cat((q_BHTK, k_BGTK), dim=1), position_BT, 0)
+        q_BHTK, k_BGTK = both.split((self.config.heads, self.groups), dim=1)
+        return q_BHTK, k_BGTK
 
     def _heads(self, x_BTD: Tensor, heads: int) -> Tensor:
         return x_BTD.view(*x_BTD.shape[:2], heads, self.head_width)
