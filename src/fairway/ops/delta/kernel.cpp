@@ -36,12 +36,16 @@ struct Decays {
     bool cut[piece];
 
     void fill(const Inputs& in, const Sizes& s, long at, long h, long length) {
+        float step[piece] = {};
+        for (long i = 0; in.log_decay && i < length; i++) step[i] = in.log_decay[(at + i) * s.heads + h];
+        for (long j = 0; j < piece; j += lanes) store(step + j, power_of_e(load(step + j)));
         for (long i = 0; i < length; i++) {
             cut[i] = in.starts && in.starts[at + i];
-            float decay = in.log_decay ? power_of_e(all(in.log_decay[(at + i) * s.heads + h]))[0] : 1.0f;
             first[i] = cut[i] ? i : i ? first[i - 1] : 0;
-            entering[i] = cut[i] ? 0.0f : i ? entering[i - 1] * decay : decay;
-            for (long j = 0; j < piece; j++) pair[i][j] = j == i ? 1.0f : j >= first[i] && j < i ? pair[i - 1][j] * decay : 0.0f;
+            entering[i] = cut[i] ? 0.0f : i ? entering[i - 1] * step[i] : step[i];
+            for (long j = 0; j < piece; j += lanes)
+                store(pair[i] + j, first[i] == i ? Floats{} : load(pair[i - 1] + j) * step[i]);
+            pair[i][i] = 1.0f;
         }
     }
 };
@@ -77,8 +81,12 @@ struct Piece {
         transposed(rows, row, keys_across, piece, piece, row);
         rows_in(in.q + (at * s.heads + h) * s.keys, s.heads * s.keys, rows + length * row, row, length, s.keys);
         product(rows, row, 1, keys_across, piece, scores, piece, 2 * length, s.keys, piece, 0);
-        for (long i = 0; i < 2 * length; i++)
-            for (long j = 0; j < piece; j++) scores[i * piece + j] *= decays.pair[i % length][j];
+        for (long i = 0; i < length; i++)
+            for (long j = 0; j < piece; j += lanes) {
+                float *key = scores + i * piece + j, *query = key + length * piece;
+                store(key, load(key) * load(decays.pair[i] + j));
+                store(query, load(query) * load(decays.pair[i] + j));
+            }
     }
 
     // The state behind the piece, from the errors.
@@ -184,16 +192,23 @@ struct Gradients {
     float *q, *k, *v, *beta, *decay, *state;
 };
 
+// Zeros from the lane `count` on.
+inline Floats kept_below(Floats x, long count) {
+    Ints index;
+    for (int i = 0; i < lanes; i++) index[i] = i;
+    return select(index < (int)count, x, Floats{});
+}
+
 // What the backward pass of a piece works with.
 struct Back {
     Scratch<float> room;
     float *states, *flow, *turned;      // states before each piece of a span; the gradient by the state behind; a transpose
     float *sides, *across, *pairs;      // gradients by errors, then by outputs; written values as columns; their products
     float *seen, *kept, *by;            // rows of state times sides, of flow times written; gradients by keys, then queries
-    float both[piece][piece] = {}, query[piece][piece] = {};
+    float* weights;                     // of each place in the gradients by keys, then by queries
 
     explicit Back(const Sizes& s)
-        : room((pieces + 2) * s.state() + 3 * piece * s.row() + 2 * piece * piece + 5 * piece * s.key_row()) {
+        : room((pieces + 2) * s.state() + 3 * piece * s.row() + 4 * piece * piece + 5 * piece * s.key_row()) {
         states = room.data();
         flow = states + pieces * s.state();
         turned = flow + s.state();
@@ -203,29 +218,36 @@ struct Back {
         seen = pairs + 2 * piece * piece;
         kept = seen + 2 * piece * s.key_row();
         by = kept + piece * s.key_row();
+        weights = by + 2 * piece * s.key_row();
     }
 
-    // What keys and queries get through the products of pairs, as weights, and what the logarithms of decays get.
-    void pairs_back(const Piece& p, const float* seen_by, float whole, float* by_decay, const Sizes& s) {
+    // What keys and queries get through the products of pairs, as weights, and what the logarithms of decays get: a decay
+    // stands between all places from its own on and all before it.
+    void pairs_back(const Piece& p, float whole, float* by_decay, const Sizes& s) {
         long length = p.length, row = s.key_row();
-        float until[piece + 1] = {};
+        float beyond[piece] = {}, entered = whole;
+        for (long j = 0; by_decay && j + 1 < length; j++)
+            beyond[j] = p.decays.pair[length - 1][j] * dot(p.rows + j * row, kept + j * row, row);
         for (long i = length - 1; i >= 0; i--) {
-            const float *key = pairs + i * piece, *from_query = pairs + (length + i) * piece, *pair = p.decays.pair[i];
-            for (long j = 0; j < length; j++) {
-                query[i][j] = j <= i ? from_query[j] * pair[j] : 0.0f;
-                both[i][j] = j < i ? -key[j] * pair[j] : j > i ? -pairs[j * piece + i] * p.decays.pair[j][i] : 0.0f;
+            Floats before{};
+            for (long j = 0; j < piece; j += lanes) {
+                const float *key = pairs + i * piece + j, *query = key + length * piece, *scores = p.scores + i * piece + j;
+                Floats by_query = load(query) * load(scores + length * piece), by_key = load(key) * load(scores);
+                Floats pair = load(p.decays.pair[i] + j);
+                store(weights + i * piece + j, kept_below(load(key) * -pair, i - j));
+                store(weights + (length + i) * piece + j, load(query) * pair);
+                store(beyond + j, load(beyond + j) + kept_below(by_query - by_key, i - j));
+                before += kept_below(load(beyond + j), i - j);
             }
-            float along = p.decays.entering[i] * (dot(p.rows + (length + i) * row, seen_by + (length + i) * row, row) -
-                                                  dot(p.rows + i * row, seen_by + i * row, row));
-            if (i == length - 1) along += whole;
-            for (long j = 0; j <= i; j++) {
-                until[j] += along;
-                if (j == i) break;
-                along += from_query[j] * p.scores[(length + i) * piece + j] - key[j] * p.scores[i * piece + j];
-                if (i == length - 1) along += pair[j] * dot(p.rows + j * row, kept + j * row, row);
+            if (!by_decay) continue;
+            Floats along{};
+            for (long n = 0; n < row; n += lanes) {
+                long at = i * row + n, below = at + length * row;
+                along += load(p.rows + below) * load(seen + below) - load(p.rows + at) * load(seen + at);
             }
+            entered += p.decays.entering[i] * total(along);
+            by_decay[i * s.heads] = p.decays.cut[i] ? 0.0f : entered + total(before);
         }
-        for (long j = 0; by_decay && j < length; j++) by_decay[j * s.heads] = p.decays.cut[j] ? 0.0f : until[j];
     }
 
     // The gradients by the values are those by the errors.
@@ -250,7 +272,7 @@ struct Back {
         transposed(flow, row, turned, key_row, key_row, row);
         product(p.written, row, 1, turned, key_row, kept, key_row, length, s.values, key_row, 0);
         if (by_decay && whole != 0) along = whole * dot(flow, S, s.state());
-        pairs_back(p, seen, along, by_decay, s);
+        pairs_back(p, along, by_decay, s);
         for (long i = 0; i < length; i++) {
             float entering = p.decays.entering[i], leaving = p.decays.pair[length - 1][i];
             for (long n = 0; n < key_row; n += lanes) {
@@ -259,10 +281,8 @@ struct Back {
                 store(by + below, load(seen + below) * entering);
             }
         }
-        const float* queries = p.rows + length * key_row;
-        product(both[0], piece, 1, p.rows, key_row, by, key_row, length, length, key_row, 1);
-        product(query[0], 1, piece, queries, key_row, by, key_row, length, length, key_row, 1);
-        product(query[0], piece, 1, p.rows, key_row, by + length * key_row, key_row, length, length, key_row, 1);
+        product(weights, piece, 1, p.rows, key_row, by, key_row, 2 * length, length, key_row, 1);
+        product(weights, 1, piece, p.rows, key_row, by, key_row, length, 2 * length, key_row, 1);
         for (long i = 0; i < length; i++)
             for (long n = 0; n < row; n += lanes) {
                 store(down + i * row + n, load(down + i * row + n) * -p.decays.entering[i]);
