@@ -32,6 +32,7 @@ def test_every_example_is_tried_here():
         "compress_text.py",
         "deep_compression_digits.py",
         "slimming_convnet.py",
+        "point_functions.py",
     }
 
 
@@ -74,3 +75,10 @@ def test_a_slimmed_network_is_smaller_and_computes_what_the_masked_one_does():
         dense, _, final = map(float, re.findall(r"([\d.]+) %", line))
         assert final > dense - 5
         assert float(re.findall(r"operations ([\d.]+)x", line)[0]) > 1.5
+
+
+def test_point_functions_are_told_apart_by_four_properties():
+    rows = {line[:20].strip(): line for line in ran("point_functions.py").splitlines()[1:]}
+    assert {name for name, line in rows.items() if not line.endswith("fit")} == {"cubic", "relu", "shifted tanh"}
+    assert rows["relu"].split()[-4:] == ["yes", "no", "yes", "yes"]
+    assert rows["shifted tanh"].split()[-4:] == ["no", "yes", "yes", "yes"]

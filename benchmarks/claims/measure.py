@@ -47,6 +47,9 @@ def carry_out(
         "train_bits_per_byte": statistics.fmean(record["train/bpb"] for record in last),
         "curve": [[r["step"], r["elapsed"], r["val/bpb"]] for r in records if "val/bpb" in r],
     }
+    watched = [record for record in records if "val/bpb_ahead" in record]
+    if watched:
+        found["val_bits_per_byte"], found["ahead_bits_per_byte"] = watched[-1]["val/bpb"], watched[-1]["val/bpb_ahead"]
     if context is not None:
         found["beyond_context"] = _beyond(load(run.artifact), data, context, extensions)
     if teacher is not None:

@@ -79,6 +79,10 @@ def _section(answer: dict[str, Any]) -> Iterator[str]:
         pace = f"{figures['steps']['mean']:,.0f} | {figures['seconds']['mean']:.0f}"
         yield f"| {arm} | {figures['bytes']['n']} | {' | '.join(cells)} | {counts} | {pace} |"
     yield ""
+    for arm, figures in answer["arms"].items():
+        if "ahead_bits_per_byte" in figures:
+            blind, ahead = _mean(figures["val_bits_per_byte"]), _mean(figures["ahead_bits_per_byte"])
+            yield f"* {arm}, in bits per byte of the same windows: {blind}, and {ahead} where routers see later tokens"
     for arm, tuned in answer["tuned"].items():
         tried = ", ".join(" ".join(setting) for setting in tuned["settings"])
         yield f"* {arm} tuned: {' '.join(tuned['best'])} of {tried}"

@@ -88,8 +88,8 @@ class Campaign:
     def _summary(self, arm: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         metrics = dict.fromkeys(("bits_per_byte", *(one.metric for one in self.claim.comparisons)))
         own = {metric: summary(values) for metric in metrics if (values := values_of(self.claim, metric, runs)[arm])}
-        figures = ("train_bits_per_byte", "bytes", "steps", "seconds")
-        return own | {name: summary([run[name] for run in runs[arm]]) for name in figures}
+        figures = ("train_bits_per_byte", "val_bits_per_byte", "ahead_bits_per_byte", "bytes", "steps", "seconds")
+        return own | {name: summary([run[name] for run in runs[arm]]) for name in figures if name in runs[arm][0]}
 
     def _tune(self, arm: str) -> Sequence[str]:
         """The setting of an arm's grid that predicts best at the tuning seed."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fairway.core.config import Slot
 from fairway.model.lm import LanguageModel
-from fairway.model.parts import NO_CONTEXT, Aux, Context, Depth, State
+from fairway.model.parts import NO_CONTEXT, Aux, Context, Depth, Part, State
 from laws import building, counting
 from laws.mixers import BATCH, LENGTH, WIDTH, sample
 from laws.models import VOCABULARY, built_model, model_config, model_runner, sample_tokens, technique
@@ -52,6 +52,18 @@ def test_every_depth_has_its_card(settings: dict[str, Any]) -> None:
 @NAMED
 def test_every_depth_keeps_the_law_of_state_outside_training(settings: dict[str, Any]) -> None:
     check_depth(building.built(lambda: depth_of(settings)).eval())
+
+
+@NAMED
+def test_a_depth_says_whether_it_looks_ahead_in_training(settings: dict[str, Any]) -> None:
+    depth = building.built(lambda: depth_of(settings)).train()
+    x = 3 * sample()
+    changed = x.clone()
+    changed[:, -3:] *= -7
+    with torch.no_grad():
+        past, past_of_changed = depth(x)[0][:, :-3], depth(changed)[0][:, :-3]
+    sees = not torch.allclose(past, past_of_changed, rtol=0, atol=1e-9)
+    assert sees == any(module.looks_ahead() for module in depth.modules() if isinstance(module, Part))
 
 
 def check_depth(depth: Depth) -> None:

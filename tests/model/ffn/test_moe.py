@@ -241,3 +241,23 @@ def test_flops_and_idle_parameters_count_the_chosen_experts() -> None:
     per_expert = 2 * 16 * 32
     assert made.idle_parameters() == 6 * per_expert
     assert made.flops(64) == 2 * (8 * 16 + 2 * per_expert)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ahead"),
+    [
+        ({}, False),
+        ({"capacity": 0.5}, False),
+        ({"capacity": 0.5, "drop": "score", "experts": 2, "top": 1, "renormalise": False}, True),
+        ({"routing": "expert", "allow_future": True}, True),
+    ],
+)
+def test_a_mixture_says_whether_it_looks_ahead_in_training(settings: dict[str, Any], ahead: bool) -> None:
+    made = moe(**settings).train()
+    x = sample(16)[:1]
+    changed = x.clone()
+    changed[:, -4:] *= 9
+    with torch.no_grad():
+        same = torch.allclose(made(x)[0][:, :-4], made(changed)[0][:, :-4], rtol=0, atol=1e-9)
+    assert made.looks_ahead() == ahead
+    assert same != ahead
