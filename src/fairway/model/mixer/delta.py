@@ -20,7 +20,7 @@ from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunk_size, chunked_flops
 from fairway.ops.conv.chunk import causal_conv
-from fairway.ops.delta.chunk import delta
+from fairway.ops.delta.fastest import delta
 from fairway.ops.timescale import initial_step_bias
 
 KINDS: tuple[Literal["delta", "gated_delta"], ...] = ("delta", "gated_delta")
