@@ -1,8 +1,8 @@
-"""Forward and backward pass of sequence mixing on a GPU: Triton kernels beside fla, torch's attention and PyTorch chunks.
+"""Forward and backward pass of sequence mixing on a GPU: Triton beside fla, torch's attention and PyTorch chunks.
 
-`python benchmarks/gpu_sequence.py [--rounds 7] [--lengths 2048 8192 32768]`, about 10 minutes. bfloat16, 16 heads of 64,
-32,768 tokens in all. Every contender is first compared with float64 on shorter inputs; one that is wrong gets no rate.
-Without a GPU it says so. `--tiny` runs what a CPU can, at small sizes, to test the script.
+`python benchmarks/gpu_sequence.py [--rounds 7] [--lengths 2048 8192 32768]`, about 10 minutes. bfloat16, 16 heads of
+64, 32,768 tokens in all. Every contender is first compared with float64 on shorter inputs; one that is wrong gets no
+rate. Without a GPU it says so. `--tiny` runs what a CPU can, at small sizes, to test the script.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Training on a GPU: seconds a step, tokens per second, share of the arithmetic (MFU) and peak memory.
 
-`python benchmarks/gpu_train.py [--rounds 5]`, about 10 minutes. The public baseline's shape (9 layers, width 512, 8 heads,
-4 of keys, vocabulary 1,024, context 1,024, 524,288 tokens a step by accumulation) by Fairway and by plain compiled
-PyTorch; and recipes for 16 MB of 27 and 35 million parameters at context 2,048. Each trains on random tokens from a small
-set, so that its loss must fall; one whose loss does not gets no rate. Without a GPU it says so. `--tiny` tests the script
-on a CPU.
+`python benchmarks/gpu_train.py [--rounds 5]`, about 10 minutes. The public baseline's shape (9 layers, width 512, 8
+heads, 4 of keys, vocabulary 1,024, context 1,024, 524,288 tokens a step by accumulation) by Fairway and by plain
+compiled PyTorch; and recipes for 16 MB of 27 and 35 million parameters at context 2,048. Each trains on random tokens
+from a small set, so that its loss must fall; one whose loss does not gets no rate. Without a GPU it says so. `--tiny`
+tests the script on a CPU.
 """
 
 import argparse

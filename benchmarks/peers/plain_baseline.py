@@ -1,4 +1,4 @@
-"""The shape of parameter golf's public baseline in plain PyTorch: RMSNorm, RoPE, shared keys, squared ReLU, tied head."""
+"""Parameter golf's public baseline in plain PyTorch: RMSNorm, RoPE, shared keys, squared ReLU, tied head."""
 
 import torch
 from torch import Tensor, nn

@@ -174,7 +174,7 @@ def flowing(by_y_CP, next_CP, A_PN, C_C1N, flow_PN, starts, time_C, length):
 
 @triton.jit
 def by_steps(by_exponent_CPN, by_gain_CPN, decay_CPN, gain_CPN, delta_CP, A_PN, HOLD: tl.constexpr):
-    """Gradients by Delta (C, P) and A (P, N), from those by `Delta A` in the decays and by the factors of the writes."""
+    """Gradients by Delta (C, P) and A (P, N), from those by the exponents and by the factors of the writes."""
     by_A_PN = tl.zeros_like(A_PN)
     if HOLD:
         by_gain_CPN = by_gain_CPN / A_PN[None, :, :]
@@ -252,15 +252,12 @@ def unscan_kernel(
         )
         next_CP = rows(delta + b * length * D, time_C + 1, length, D, column_P, D)
         flow_CPN, flow_PN = flowing(by_y_CP, next_CP, A_PN, C_C1N, flow_PN, starts, time_C, length)
-        by_C_CN = tl.sum(h_CPN * by_y_CP[:, :, None], 1)
-        put_rows(by_C + part, by_C_CN, time_C, length, N, column_N, N)
+        put_rows(by_C + part, tl.sum(h_CPN * by_y_CP[:, :, None], 1), time_C, length, N, column_N, N)
         by_write_CPN = flow_CPN * gain_CPN
         put_rows(by_B + part, tl.sum(by_write_CPN * x_CP[:, :, None], 1), time_C, length, N, column_N, N)
         by_x_CP = tl.sum(by_write_CPN * B_C1N, 2)
-        inside_CPN = flow_CPN * (h_CPN - write_CPN)
-        by_delta_CP, more_PN = by_steps(
-            inside_CPN, flow_CPN * x_CP[:, :, None] * B_C1N, decay_CPN, gain_CPN, delta_CP, A_PN, HOLD
-        )
+        by_exponent_CPN, by_gain_CPN = flow_CPN * (h_CPN - write_CPN), flow_CPN * x_CP[:, :, None] * B_C1N
+        by_delta_CP, more_PN = by_steps(by_exponent_CPN, by_gain_CPN, decay_CPN, gain_CPN, delta_CP, A_PN, HOLD)
         by_A_PN += more_PN
         if skip is not None:
             by_x_CP += by_y_CP * tl.load(skip + column_P, mask=column_P < D, other=0.0).to(tl.float32)[None, :]
