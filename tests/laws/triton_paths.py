@@ -39,13 +39,16 @@ class Case:
 BF16 = 3e-2
 """What bfloat16 products may be off: 2^-8 for each operand, more where gradients by decays cancel."""
 
+STRONG = 5e-4
+"""Log decays of a chunk add up to some thousands here, and float32 keeps their sums to 2^-24 of that."""
+
 CASES = {
     "ragged": Case(71),
     "documents": Case(130, batch=1, heads=4, starts=True),
     "one": Case(1),
     "whole": Case(64, batch=1, carried=False),
     "wide": Case(65, batch=1, heads=1, keys=80, values=72, starts=True),
-    "strong": Case(70, batch=1, decay=50.0, tolerance=2e-4),
+    "strong": Case(70, batch=1, decay=50.0, tolerance=STRONG),
     "half": Case(71, batch=1, dtype=torch.bfloat16, starts=True, tolerance=BF16),
 }
 SCANS = {

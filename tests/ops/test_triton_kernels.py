@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from laws.triton_paths import BF16, OPS, Case, cases, errors, halves
+from laws.triton_paths import BF16, OPS, STRONG, Case, cases, errors, halves
 
 TESTS = Path(__file__).parents[1]
 ARCHITECTURES = (80, 90)
@@ -68,7 +68,7 @@ def test_every_kernel_compiles_for_gpus_and_fits_their_shared_memory(op: str) ->
 LARGE = {
     "ragged": Case(1000, batch=3, heads=5, keys=64, values=128),
     "documents": Case(777, batch=2, heads=4, keys=128, values=64, starts=True),
-    "strong": Case(300, heads=4, keys=64, values=64, decay=50.0, tolerance=2e-4),
+    "strong": Case(300, heads=4, keys=64, values=64, decay=50.0, tolerance=STRONG),
     "half": Case(2048, heads=4, keys=64, values=64, dtype=torch.bfloat16, starts=True, tolerance=BF16),
 }
 LARGE_SCANS = {
