@@ -53,9 +53,26 @@ def test_the_package_declares_nothing_that_it_does_not_import() -> None:
 
 
 def test_an_optional_library_is_imported_where_it_is_needed_and_nowhere_else() -> None:
+    """Files named after a library are for it: `ops/<op>/triton.py`."""
     for name in {module_of(one) for group in EXTRAS.values() for one in group}:
-        users = [file.name for file in files("src") if name in foreign(file)]
+        users = [file.name for file in files("src") if name in foreign(file) and not file.name.endswith(f"/{name}.py")]
         assert len(users) <= 2, f"{name} is imported by {users}"
+
+
+def test_no_file_imports_what_needs_an_optional_library_but_its_own_kind() -> None:
+    """A file named after a library is loaded by name, where a device asks for it."""
+    names = {module_of(one) for group in EXTRAS.values() for one in group}
+    kinds = {file.name: file.name.rpartition("/")[2].removesuffix(".py") for file in files("src")}
+    guests = {name: kind for name, kind in kinds.items() if kind in names and "/ops/" in name}
+    modules = {name.removeprefix("src/").removesuffix(".py").replace("/", "."): kind for name, kind in guests.items()}
+    stray = [
+        f"{file.name} imports {module}"
+        for file in files("src")
+        for module in imported(file.tree)
+        if module in modules and kinds[file.name] != modules[module]
+    ]
+    assert guests
+    assert not stray, listed(stray)
 
 
 def pins() -> dict[str, str]:

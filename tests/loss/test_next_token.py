@@ -56,6 +56,22 @@ def test_a_table_that_is_not_trained_gets_no_gradient_and_changes_nothing() -> N
     assert torch.equal(seen, wanted)
 
 
+def test_gradients_in_float16_keep_what_a_large_batch_makes_small() -> None:
+    source = generator(0, "float16")
+    hidden = torch.randn(256, 32, generator=source, requires_grad=True)
+    table = nn.Parameter(0.3 * torch.randn(300, 32, generator=source))
+    target, config = torch.randint(0, 300, (256,), generator=source), NextTokenConfig(chunk=64)
+
+    def gradients() -> tuple[Tensor, ...]:
+        loss = next_token(lambda h: functional.linear(h, table), [table], hidden, target, config, weight=2**-20).loss
+        return torch.autograd.grad(65_536 * loss, (hidden, table))
+
+    exact = gradients()
+    with torch.autocast("cpu", torch.float16):
+        seen = gradients()
+    assert all((a - b).norm() < 0.005 * b.norm() for a, b in zip(seen, exact, strict=True))
+
+
 def test_without_gradients_nothing_is_kept() -> None:
     hidden, table, target = problem()
     with torch.no_grad():

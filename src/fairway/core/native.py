@@ -45,10 +45,10 @@ def usable(*tensors: Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     dtypes = {tensor.dtype for tensor in given}
     return (
-        level() is not None
-        and all(tensor.device.type == "cpu" for tensor in given)
+        all(tensor.device.type == "cpu" for tensor in given)
         and len(dtypes) == 1
         and dtypes <= {torch.float32, torch.bfloat16}
+        and level() is not None
     )
 
 

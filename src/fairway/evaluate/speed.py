@@ -39,15 +39,18 @@ def measure(model: Model, *, batch: int = 32, tokens: int = 64, repeats: int = 5
     for _ in range(repeats + 1):
         start = time.perf_counter()
         predictor.predict(inputs_BT, 0)
+        _settle(model)
         scoring.append(time.perf_counter() - start)
         start = time.perf_counter()
         session = model.session(prompt, policy)
         logits_V = session.logits()
+        _settle(model)
         first.append(time.perf_counter() - start)
         start = time.perf_counter()
         for _ in range(tokens):
             session.push(int(logits_V.argmax()))
             logits_V = session.logits()
+        _settle(model)
         decoding.append(time.perf_counter() - start)
     return Speed(
         scoring=inputs_BT.numel() / median(scoring[1:]),
@@ -56,3 +59,9 @@ def measure(model: Model, *, batch: int = 32, tokens: int = 64, repeats: int = 5
         threads=torch.get_num_threads(),
         device=str(model.network.device),
     )
+
+
+def _settle(model: Model) -> None:
+    """Waits for a GPU to finish what it was given."""
+    if model.network.device.type == "cuda":
+        torch.cuda.synchronize(model.network.device)

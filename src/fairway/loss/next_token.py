@@ -6,6 +6,7 @@ the normaliser near one (Chowdhery et al. 2022, arXiv:2204.02311). Further terms
 teacher's, are added chunk by chunk. Shape key: N tokens (batch and time flattened), D width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,40 +80,54 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad[5:])
         each, own, terms = weights
-        nats, squares, further, start = 0.0, 0.0, 0.0, 0
+        # Sums stay on the device: reading one would make the processor wait for it at every chunk.
+        nats = squares = further = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        start, lift = 0, 1.0
         hidden_gradients: list[Tensor] = []
         gradients: list[Tensor | None] = [None] * len(parameters)
         for hidden, target in zip(hidden_ND.split(config.chunk), target_N.split(config.chunk), strict=True):
             with torch.set_grad_enabled(wanted):
                 hidden = hidden.detach().requires_grad_(wanted)
                 logits_NV = logits(hidden)
+            lift = _lift(logits_NV, each)
             value, added_NV = _further(terms, logits_NV.detach(), slice(start, start + len(hidden)), softcap)
             start, further = start + len(hidden), further + value
             nats_N, normaliser_N, slope_NV = cross_entropy_(
-                logits_NV.detach(), target, softcap, config.z_loss, own * each
+                logits_NV.detach(), target, softcap, config.z_loss, own * each * lift
             )
             if added_NV is not None:
-                slope_NV = slope_NV.add_(added_NV, alpha=each)
-            nats += float(nats_N.sum(dtype=torch.float64))
-            squares += float(normaliser_N.square().sum(dtype=torch.float64))
+                slope_NV = slope_NV.add_(added_NV, alpha=each * lift)
+            nats = nats + nats_N.sum(dtype=torch.float64)
+            squares = squares + normaliser_N.square().sum(dtype=torch.float64)
             if wanted:
                 first, *rest = torch.autograd.grad(logits_NV, [hidden, *parameters], slope_NV, allow_unused=True)
                 hidden_gradients.append(hidden.new_zeros(hidden.shape) if first is None else first)
                 gradients = [_sum(old, new) for old, new in zip(gradients, rest, strict=True)]
+        ctx.lift = lift
         ctx.gradients = (torch.cat(hidden_gradients), *gradients) if wanted else None
         dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        mean = hidden_ND.new_tensor(nats / target_N.numel(), dtype=dtype)
+        mean = (nats / target_N.numel()).to(dtype)
         ctx.mark_non_differentiable(mean)
-        return hidden_ND.new_tensor((own * (nats + config.z_loss * squares) + further) * each, dtype=dtype), mean
+        return ((own * (nats + config.z_loss * squares) + further) * each).to(dtype), mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if gradient is None else gradient * upstream[0] for gradient in ctx.gradients]
+        scaled = [None if gradient is None else gradient * (upstream[0] / ctx.lift) for gradient in ctx.gradients]
         ctx.gradients = None
         return (None, None, None, None, None, *scaled)
 
 
-def _further(terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None) -> tuple[float, Tensor | None]:
+def _lift(logits_NV: Tensor, each: float) -> float:
+    """A power of 2 that gradients by logits are multiplied by until the backward pass, which brings the loss scale.
+
+    The share `each` of one token in a large batch would push them below the smallest float16.
+    """
+    return 2.0 ** round(-math.log2(each) - 4) if logits_NV.dtype == torch.float16 else 1.0
+
+
+def _further(
+    terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None
+) -> tuple[Tensor | float, Tensor | None]:
     """The sum of the terms over a chunk, and its gradient by the logits before the soft cap."""
     if not terms:
         return 0.0, None
@@ -120,7 +135,7 @@ def _further(terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float 
     capped_NV = wide_NV if softcap is None else softcap * torch.tanh(wide_NV / softcap)
     found = [term(capped_NV, span) for term in terms]
     slope_NV = torch.stack([slope_NV for _, slope_NV in found]).sum(0) if len(found) > 1 else found[0][1]
-    value = sum(float(value_N.sum(dtype=torch.float64)) for value_N, _ in found)
+    value = sum(value_N.sum(dtype=torch.float64) for value_N, _ in found)
     return value, slope_NV if softcap is None else slope_NV * (1 - (capped_NV / softcap).square())
 
 

@@ -56,7 +56,8 @@ class Model:
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """Logits after each token of one sequence, (T, V), or of several of equal length, (B, T, V)."""
-        tokens_BT = torch.as_tensor(np.asarray(tokens).astype(np.int64), device=self.network.device)
+        ids = tokens.cpu() if isinstance(tokens, Tensor) else tokens
+        tokens_BT = torch.as_tensor(np.asarray(ids).astype(np.int64), device=self.network.device)
         if tokens_BT.numel() == 0 or not 0 <= int(tokens_BT.min()) <= int(tokens_BT.max()) < self.network.vocabulary:
             raise ConfigError(f"Token ids from 0 to {self.network.vocabulary - 1} are needed, and at least one.")
         single = tokens_BT.ndim == 1

@@ -174,7 +174,8 @@ class Loop:
         self.layout.zero_gradients()
         tokens_BT, starts_BT = batch.tokens_BT.to(self.model.device), batch.starts_BT.to(self.model.device)
         size, total = self.config.micro_batch or len(tokens_BT), tokens_BT[:, 1:].numel()
-        nats, statistics = 0.0, {}
+        nats = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        statistics: dict[str, Tensor] = {}
         for start in range(0, len(tokens_BT), size):
             part = Batch(tokens_BT[start : start + size], starts_BT[start : start + size])
             with self.layout.accumulating(start + size >= len(tokens_BT)):
@@ -183,13 +184,13 @@ class Loop:
                 with self.stopwatch("backward"):
                     self.precision.scale(loss).backward()
             share = part.tokens_BT[:, 1:].numel() / total
-            nats += float(mean) * share
+            nats += mean.double() * share
             for name, value in figures.items():
                 statistics[name] = statistics.get(name, 0.0) + value.detach() * share
         with self.stopwatch("norm"):
             self.precision.unscale(self.layout.parameters.values())
             norm = self.layout.norm()
-        (mean, *_), statistics = self.team.mean([nats]), self.team.mean_tensors(statistics)
+        (mean, *_), statistics = self.team.mean([float(nats)]), self.team.mean_tensors(statistics)
         return mean, norm, statistics
 
     def _update(self, norm: float, factor: float, moment: Moment, statistics: dict[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fairway.core.seed import generator
-from fairway.ops.attention import blocked, fastest, naive
+from fairway.ops.attention import blocked, fastest, fused, naive
 from laws.levels import EVERY_LEVEL, at_level
 
 SHAPES = {
@@ -51,6 +51,19 @@ def test_blocks_of_queries_give_what_single_queries_give(
     q, k, v, up, first = drawn(shape, torch.float64)
     seen = gradients(blocked.attend, q, k, v, up, first if restricted else None, cap)
     wanted = gradients(naive.attend, q, k, v, up, first if restricted else None, cap)
+    assert max(map(relative, seen, wanted)) < 1e-11
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_fused_kernels_give_what_single_queries_give(shape: tuple[int, ...], restricted: bool) -> None:
+    def fused_attend(q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, cap: float | None) -> Tensor:
+        assert cap is None
+        return fused.attend(q, k, v, first)
+
+    q, k, v, up, first = drawn(shape, torch.float64)
+    seen = gradients(fused_attend, q, k, v, up, first if restricted else None, None)
+    wanted = gradients(naive.attend, q, k, v, up, first if restricted else None, None)
     assert max(map(relative, seen, wanted)) < 1e-11
 
 

@@ -1,6 +1,7 @@
 """The gated delta rule by the fastest path for the tensors at hand.
 
-The native kernel takes float32 on the CPU, the chunked form everything else. See `naive.py` for the definition.
+The native kernel takes float32 on the CPU, the Triton kernels what is on a GPU, the chunked form everything else. See
+`naive.py` for the definition.
 Shape key: B batch, T time, H heads, K key width, V value width.
 """
 
@@ -9,10 +10,12 @@ from torch import Tensor
 from fairway.core.native import usable
 from fairway.ops.delta import chunk as chunked
 from fairway.ops.delta import native
+from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
 
 
+@on_gpu("delta")
 @full_precision
 def delta(
     q_BTHK: Tensor,

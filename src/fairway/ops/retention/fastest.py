@@ -1,6 +1,7 @@
 """Retention by the fastest path for the tensors at hand.
 
-The native kernel of gated linear attention takes float32 on the CPU, the chunked form everything else. See `naive.py`
+The native kernel of gated linear attention takes float32 on the CPU, the Triton kernels take what is on a GPU, the
+chunked form everything else. See `naive.py`
 for the definition. Shape key: B batch, T time, H heads, K key width, V value width.
 """
 
@@ -8,11 +9,13 @@ from torch import Tensor
 
 from fairway.core.native import usable
 from fairway.ops.gla import native
+from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
 from fairway.ops.retention import chunk as chunked
 
 
+@on_gpu("retention")
 @full_precision
 def retention(
     q_BTHK: Tensor,

@@ -19,7 +19,7 @@ FEWEST_NUMBERS = 8192
 def rms_norm(x: Tensor, gain_D: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
     """The same as `naive.rms_norm`, computed in float32 at least and returned in `dtype`."""
     formats = {torch.float32, torch.bfloat16}
-    if level() is None or x.device.type != "cpu" or not {x.dtype, dtype} <= formats or x.numel() < FEWEST_NUMBERS:
+    if x.device.type != "cpu" or not {x.dtype, dtype} <= formats or x.numel() < FEWEST_NUMBERS or level() is None:
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         gain = None if gain_D is None else gain_D.to(wide.dtype)
         return functional.rms_norm(wide, (x.shape[-1],), gain, eps).to(dtype)

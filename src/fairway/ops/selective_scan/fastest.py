@@ -1,18 +1,21 @@
 """The selective state space by the fastest path for the tensors at hand.
 
-The native kernel takes float32 on the CPU, the chunked form everything else. See `naive.py` for the definition.
+The native kernel takes float32 on the CPU, the Triton kernels take what is on a GPU, the
+chunked form everything else. See `naive.py` for the definition.
 Shape key: B batch, T time, D channels, N state width.
 """
 
 from torch import Tensor
 
 from fairway.core.native import usable
+from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
 from fairway.ops.selective_scan import chunk, native
 from fairway.ops.selective_scan.naive import Discretisation
 
 
+@on_gpu("selective_scan")
 @full_precision
 def selective_scan(
     x_BTD: Tensor,

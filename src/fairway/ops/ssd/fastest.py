@@ -1,6 +1,7 @@
 """The state space of Mamba-2 by the fastest path for the tensors at hand.
 
-The native kernel of gated linear attention takes float32 on the CPU, the chunked form everything else: log decay
+The native kernel of gated linear attention takes float32 on the CPU, the Triton kernels take what is on a GPU, the
+chunked form everything else: log decay
 `Delta_t A_h`, queries C, keys B, values `Delta_t x_t`. See `naive.py` for the definition.
 Shape key: B batch, T time, H heads, P head width, G groups, N state width.
 """
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from fairway.core.native import usable
 from fairway.ops.gla import native
+from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
 from fairway.ops.ssd import chunk as chunked
 
 
+@on_gpu("ssd")
 @full_precision
 def ssd(
     x_BTHP: Tensor,
