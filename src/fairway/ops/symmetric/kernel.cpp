@@ -2,7 +2,7 @@
 //
 // Strips of 16 rows are multiplied with the columns from their own diagonal block on; the rest is their mirror image.
 
-#include "../kernel/product.h"
+#include "../kernel/operands.h"
 
 namespace {
 
