@@ -110,7 +110,7 @@ def test_the_backward_pass_keeps_more_when_the_batch_is_larger():
 def test_the_binding_budget_is_named(size, seconds, binding, monkeypatch):
     import fairway.plan
 
-    trial = fairway.plan._Trial(1.0, 1.0, 1, 1, 1)
+    trial = fairway.plan._Trial(1.0, 1.0, 1, 1, 1, "none", fairway.plan.Prediction(1, 0.0))
     monkeypatch.setattr(fairway.plan, "_preflight", lambda *_: trial)
     plan = estimate(small(bytes=size, seconds=seconds), silent)
     assert plan.binding == binding

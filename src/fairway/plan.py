@@ -30,6 +30,8 @@ from fairway.model.parts import active_parameters
 from fairway.run import Recipe
 from fairway.train.loop import Loop
 from fairway.train.meter import Meter
+from fairway.train.recomputation import measure
+from fairway.train.segmentation import Prediction
 
 BITS_PER_PARAMETER = 3.6
 """Of a whole artifact, tables and tokenizer included, at the clip where a larger model stops paying."""
@@ -74,6 +76,12 @@ class Plan:
     """Weights, gradients, optimizer state and averages."""
     saved_activation_bytes: int
     """What the backward pass of a step keeps."""
+    recomputation: str
+    """Kind of recomputation."""
+    predicted_activation_bytes: int
+    """What the blocks keep at the peak of a step, by the plan of that kind."""
+    recomputed_blocks: float
+    """Blocks that a step runs once more."""
     step_seconds: float
     first_step_seconds: float
     tokens_per_step: int
@@ -133,6 +141,9 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
         peak_memory_bytes=trial.peak_bytes,
         state_bytes=trial.held_bytes,
         saved_activation_bytes=trial.saved_bytes,
+        recomputation=trial.recomputation,
+        predicted_activation_bytes=trial.prediction.bytes,
+        recomputed_blocks=trial.prediction.work,
         step_seconds=trial.step_seconds,
         first_step_seconds=trial.first_seconds,
         tokens_per_step=tokens_per_step,
@@ -197,6 +208,8 @@ class _Trial:
     saved_bytes: int
     held_bytes: int
     peak_bytes: int
+    recomputation: str
+    prediction: Prediction
 
 
 class _RandomTokens(Batches):
@@ -230,15 +243,21 @@ def _preflight(recipe: Recipe, vocabulary: int) -> _Trial:
             took.append(event.figures["step_seconds"])
 
     with tempfile.TemporaryDirectory() as folder:
-        budget = Budget(steps=_PREFLIGHT_STEPS, seconds=recipe.budget.seconds)
+        budget = recipe.budget.model_copy(update={"steps": _PREFLIGHT_STEPS})
         batches = _RandomTokens(vocabulary, recipe.seed)
         loop = Loop(model, batches, recipe.train, budget, recipe.seed, Path(folder), {}, Meter(1.0, 0.0))
         with saved_tensors_hooks(note, lambda tensor: tensor):
             loop.run(watch)
+        rows = batches.rows(0, recipe.train.micro_batch or recipe.train.batch, recipe.model.context)
+        with loop.precision.forward():
+            costs = measure(model, rows.tokens_BT[:, :-1].to(model.device))
         held = sum(tensor.nbytes for tensor in (*loop.optimizer.state().values(), *loop.average.state().values()))
     held += 2 * sum(parameter.nbytes for parameter in model.parameters())
     peak = torch.cuda.max_memory_allocated() if model.device.type == "cuda" else machine.peak_memory()
-    return _Trial(statistics.median(took[1:]), took[0], sum(saved.values()), held, peak)
+    prediction = loop.recompute.predict(costs)
+    return _Trial(
+        statistics.median(took[1:]), took[0], sum(saved.values()), held, peak, loop.recompute.kind, prediction
+    )
 
 
 def _product_rate(recipe: Recipe) -> float:

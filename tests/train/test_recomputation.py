@@ -19,6 +19,7 @@ from fairway.train.recompute.none import Config as Nothing
 from fairway.train.recompute.optimal import Config as Optimal
 from fairway.train.recompute.segments import Config as Segments
 from fairway.train.segmentation import cheapest_segments, equal_segments, revolve_split
+from fairway.train.settings import fitted
 
 WIDTH = 256
 BATCH, TIME = 16, 16
@@ -210,6 +211,16 @@ def test_a_memory_budget_is_kept_and_computes_no_more_than_needed() -> None:
     assert least < found.bytes <= budget < whole
     assert 0 < found.work < Optimal().predict(costs).work + 6
     assert peak_of_model(Optimal(memory=budget)) < peak_of_model(Nothing()) - 0.8 * (whole - found.bytes)
+
+
+def test_a_budget_of_memory_chooses_the_optimal_kind_unless_another_was_named() -> None:
+    assert fitted(Nothing(), None) == Nothing()
+    assert fitted(Nothing(), 1000) == Optimal(kind="optimal", memory=1000)
+    assert fitted(Optimal(kind="optimal"), 1000) == Optimal(kind="optimal", memory=1000)
+    named = Segments(kind="every")
+    own = Optimal(kind="optimal", memory=5)
+    assert fitted(named, 1000) is named
+    assert fitted(own, 1000) is own
 
 
 class Published(nn.Module):

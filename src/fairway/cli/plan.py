@@ -45,6 +45,8 @@ def plan(
             f"cap {output.size(found.bytes_cap)}",
             "memory": f"{show_bytes(found.peak_memory_bytes)} at most, of it activations "
             f"{show_bytes(found.saved_activation_bytes)}, weights and their states {show_bytes(found.state_bytes)}",
+            "recomputation": f"{found.recomputation}: blocks keep {show_bytes(found.predicted_activation_bytes)} "
+            f"at the peak by its plan, {found.recomputed_blocks:g} of them run once more",
             "FLOPs": f"{found.flops_per_token:.3g} a token, {found.total_flops:.3g} in all",
             "step": f"{1000 * found.step_seconds:.0f} ms (the first {1000 * found.first_step_seconds:.0f} ms), "
             f"{found.tokens_per_step:,} tokens",

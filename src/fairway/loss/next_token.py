@@ -132,11 +132,13 @@ def _further(
     if not terms:
         return 0.0, None
     wide_NV = z_NV if z_NV.dtype == torch.float64 else z_NV.float()
-    capped_NV = wide_NV if softcap is None else softcap * torch.tanh(wide_NV / softcap)
+    capped_NV = wide_NV if softcap is None else (wide_NV / softcap).tanh_().mul_(softcap)
     found = [term(capped_NV, span) for term in terms]
     slope_NV = torch.stack([slope_NV for _, slope_NV in found]).sum(0) if len(found) > 1 else found[0][1]
     value = sum(value_N.sum(dtype=torch.float64) for value_N, _ in found)
-    return value, slope_NV if softcap is None else slope_NV * (1 - (capped_NV / softcap).square())
+    if softcap is None:
+        return value, slope_NV
+    return value, slope_NV.mul_((capped_NV / softcap).square_().neg_().add_(1))
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:

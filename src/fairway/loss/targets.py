@@ -17,6 +17,8 @@ from fairway.loss.divergence import Divergence, by_logits, with_slope
 
 _LEAST = 1e-7
 """Mass that the rest has at least, so that rounding cannot take all of it."""
+_FAINT = 1e-30
+"""Below this mass of the student's rest its tokens are compared by their logarithms."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,27 @@ class TokenTerm:
         return masked_mean(with_slope(value_N, logits_NV, slope_NV), kept_N)
 
     def _folded(self, log_s_NV: Tensor, targets: Targets, index_NK: Tensor) -> tuple[Tensor, Tensor]:
+        s_NV = log_s_NV.exp()
+        log_k_NK, s_NK = log_s_NV.gather(-1, index_NK), s_NV.gather(-1, index_NK)
+        others_NV = s_NV.scatter_(-1, index_NK, 0.0)
+        rest_N1 = others_NV.sum(-1, keepdim=True)
+        if bool((rest_N1 < _FAINT).any()):
+            return self._folded_by_logarithms(log_s_NV, targets, index_NK)
+        folded_NM = torch.cat((log_k_NK, rest_N1.log()), -1)
+        value_N, g_NM = self.divergence(targets.log_p_NM.to(log_s_NV.dtype), folded_NM)
+        total_N1 = g_NM.sum(-1, keepdim=True)
+        # A token of the rest moves the rest's log-probability by its share of the rest.
+        slope_NV = others_NV.mul_(g_NM[:, -1:] / rest_N1 - total_N1)
+        return value_N, slope_NV.scatter_(-1, index_NK, g_NM[:, :-1] - s_NK * total_N1)
+
+    def _folded_by_logarithms(self, log_s_NV: Tensor, targets: Targets, index_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """The same where the rest is too unlikely to be written as a number."""
         log_k_NK = log_s_NV.gather(-1, index_NK)
         others_NV = log_s_NV.scatter(-1, index_NK, float("-inf"))
         rest_N1 = others_NV.logsumexp(-1, keepdim=True)
         folded_NM = torch.cat((log_k_NK, rest_N1), -1)
         value_N, g_NM = self.divergence(targets.log_p_NM.to(log_s_NV.dtype), folded_NM)
         total_N1 = g_NM.sum(-1, keepdim=True)
-        # A token of the rest moves the rest's log-probability by its share of the rest.
         slope_NV = (others_NV - rest_N1).exp() * g_NM[:, -1:] - log_s_NV.exp() * total_N1
         return value_N, slope_NV.scatter_add(-1, index_NK, g_NM[:, :-1])
 

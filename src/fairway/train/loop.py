@@ -36,7 +36,7 @@ from fairway.train.meter import Meter
 from fairway.train.parts import Hook
 from fairway.train.profile import Stopwatch
 from fairway.train.saving import resume, save
-from fairway.train.settings import TrainConfig
+from fairway.train.settings import TrainConfig, fitted
 from fairway.train.warmup import warm_up
 
 
@@ -72,7 +72,8 @@ class Loop:
         self.model, self.batches, self.config, self.hooks = model, batches, config, hooks
         self.seed, self.folder, self.facts, self.meter, self.team = seed, folder, facts, meter, team
         require_shareable(config, model.config.context, hooks, team)
-        config.recompute.apply(model)
+        self.recompute = fitted(config.recompute, budget.memory)
+        self.recompute.apply(model)
         self.precision = config.precision.build(model, model.device)
         self.layout = make_layout(model, config, scales, team)
         self.optimizer = self.layout.optimizer

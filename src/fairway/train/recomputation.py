@@ -18,13 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from fairway.model.lm import LanguageModel
 from fairway.model.values import Aux, Runner, Stretch
+from fairway.ops.attention.native import FUSED
 from fairway.train.segmentation import Costs, Segment, revolve_split
 
 Result = tuple[Tensor, list[Aux]]
 Planner = Callable[[int, Callable[[], Costs]], list[Segment]]
 
-PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default})
-"""What `selective` keeps: the outputs of products with weights."""
+PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, FUSED})
+"""What `selective` keeps: the outputs of products with weights, and of fused attention, which holds no scores."""
 
 
 def install(model: nn.Module, runner: Runner) -> None:
@@ -179,7 +180,7 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in PRODUCTS:
-            self.bytes += result.nbytes
+            self.bytes += sum(tensor.nbytes for tensor in _tensors(result))
         return result
 
 
@@ -220,28 +221,28 @@ def _kept_products() -> tuple["_Keep", "_Replay"]:
     torch's own selective contexts want both to do the same operations, which autocast's memory of casts forbids
     where blocks share weights.
     """
-    products: list[Tensor] = []
+    products: list[Tensor | tuple[Tensor, ...]] = []
     return _Keep(products), _Replay(products)
 
 
 class _Keep(TorchDispatchMode):
-    """Stores the outputs of products with weights, in order."""
+    """Stores the outputs of `PRODUCTS`, in order."""
 
-    def __init__(self, products: list[Tensor]) -> None:
+    def __init__(self, products: list[Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.products = products
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in PRODUCTS:
-            self.products.append(result.detach())
+            self.products.append(_detached(result))
         return result
 
 
 class _Replay(TorchDispatchMode):
     """Returns the stored outputs instead of computing those products again."""
 
-    def __init__(self, products: list[Tensor]) -> None:
+    def __init__(self, products: list[Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.products = products
         self.index = 0
@@ -254,7 +255,15 @@ class _Replay(TorchDispatchMode):
         if func not in PRODUCTS:
             return func(*args, **(kwargs or {}))
         self.index += 1
-        return self.products[self.index - 1].detach()
+        return _detached(self.products[self.index - 1])
+
+
+def _tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
+def _detached(result: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return result.detach() if isinstance(result, Tensor) else tuple(tensor.detach() for tensor in result)
 
 
 def _randomness_kept(like: Tensor) -> AbstractContextManager[None]:

@@ -14,6 +14,8 @@ from fairway.train.numerics import PrecisionConfig, RecomputeConfig
 from fairway.train.stages import StagesConfig
 from fairway.train.validation import ValidationConfig
 
+RECOMPUTE = Slot("fairway.train.recompute", "none")
+
 
 class TrainConfig(Config):
     """Every choice of training."""
@@ -34,9 +36,7 @@ class TrainConfig(Config):
     precision: Annotated[PrecisionConfig, Slot("fairway.train.precision", "bf16")] = Field(
         default="bf16", validate_default=True
     )
-    recompute: Annotated[RecomputeConfig, Slot("fairway.train.recompute", "none")] = Field(
-        default="none", validate_default=True
-    )
+    recompute: Annotated[RecomputeConfig, RECOMPUTE] = Field(default="none", validate_default=True)
     upcycle: str | None = None
     """Folder of a run of a dense model that a mixture of experts begins as: each expert a copy of its feed-forward."""
     loss: NextTokenConfig = NextTokenConfig()
@@ -59,3 +59,12 @@ class TrainConfig(Config):
     """Seconds between checkpoints."""
     patience: int = Field(default=20, ge=1)
     """Steps in a row whose gradients may be infinite or NaN, and are skipped, before the run stops."""
+
+
+def fitted(config: RecomputeConfig, memory: int | None) -> RecomputeConfig:
+    """The recomputation that keeps to `budget.memory`: the optimal one, unless another was chosen by name."""
+    if memory is None or config.kind not in ("none", "optimal") or getattr(config, "memory", None) is not None:
+        return config
+    found = RECOMPUTE.config("optimal").read({"kind": "optimal", "memory": memory})
+    assert isinstance(found, RecomputeConfig)
+    return found

@@ -101,6 +101,9 @@ def _differentiate(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
+FUSED = torch.ops.fairway.attention.default
+"""The op as dispatch modes see it."""
+
 
 def _description(q: Tensor, k: Tensor, v: Tensor, y: Tensor, softcap: float) -> tuple[object, object, object]:
     batch, queries, heads, width = q.shape

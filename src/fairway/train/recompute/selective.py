@@ -1,7 +1,7 @@
-"""Only what is large to keep and cheap to compute is computed again: attention and point functions.
+"""Only what is large to keep and cheap to compute is computed again: attention's scores and point functions.
 
-The outputs of every product with a weight are kept; scores, probabilities, norms, gates and activations are
-not. Korthikanti et al. 2022.
+The outputs of every product with a weight are kept, and those of fused attention, which holds no scores; scores and
+probabilities of attention by plain products, norms, gates and activations are not. Korthikanti et al. 2022.
 """
 
 from torch import nn
