@@ -13,7 +13,7 @@ import torch
 
 from artifact.forging import canonical, forged, opened, squeezed
 from fairway.artifact.format import MAGIC, Contents, encode
-from fairway.artifact.packing import codebook, lowrank, nf4, raw, rows, sparse
+from fairway.artifact.packing import codebook, lowrank, nf4, raw, rows, sparse, trellis
 from fairway.artifact.parts import CODERS, PACKINGS
 
 NUMBERS: tuple[Any, ...] = (0, 1, -1, 2, 7, 8, 16, 255, 256, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**64)
@@ -49,6 +49,7 @@ def honest() -> tuple[bytes, ...]:
         "rows.weight": rows.pack(codes, draw.integers(-30, 4, 6), (2, 3, 8)),
         "codebook.weight": codebook.pack(codes + 9, torch.linspace(-0.1, 0.1, 19), (6, 8)),
         "sparse.weight": sparse.pack(thin, np.arange(9, dtype=np.int32) + 15_000, -3, (6, 8), 2),
+        "trellis.weight": trellis.pack(thin, draw.integers(-30, 4, 6), codes != 3, (6, 8), 3),
         "lowrank.weight": lowrank.pack(codes, draw.integers(-30, 4, 6), left_RK, right_KC, (6, 8)),
         "nf4.weight": nf4.pack(np.abs(codes), draw.integers(-40, -20, 12), (48,), 4),
         "gain": raw.pack(torch.ones(6), "bfloat16"),

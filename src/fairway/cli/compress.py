@@ -36,7 +36,8 @@ def compress(
     if overrides or size or out:
         with progress() as listener:
             facts = recompressed(job, overrides, size, out or job.folder / "compressed.fwy", listener)
-        output.print_json(facts) if json else output.print_facts("", facts)
+        scores = {name: f"{facts[name]:.4f}" for name in ("bits_per_byte_before", "bits_per_byte_after")}
+        output.print_json(facts) if json else output.print_facts("", facts | scores)
         return
     with progress() as listener:
         fit = job.compress(listener)

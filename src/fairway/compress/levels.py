@@ -64,9 +64,11 @@ class Sorted:
         return np.unique(generator.choice(self.weights, min(count, len(self)), replace=False))
 
 
-def fit_levels(data: Sorted, first: Vector, multiplier: float = 0.0, rounds: int = 100) -> Levels:
-    """Levels that no round of assigning and averaging improves, from the given first ones; levels left
-    empty vanish.
+def fit_levels(
+    data: Sorted, first: Vector, multiplier: float = 0.0, rounds: int = 100, tolerance: float = 1e-5
+) -> Levels:
+    """Levels that no round of assigning and averaging improves by a share of more than `tolerance`, from the given
+    first ones; levels left empty vanish.
     """
     values = np.asarray(first, np.float64)
     bits = np.full(len(values), math.log2(max(1, len(values))))
@@ -80,7 +82,7 @@ def fit_levels(data: Sorted, first: Vector, multiplier: float = 0.0, rounds: int
         bits = -np.log2(counts / counts.sum())
         levels = Levels(*_ordered(_envelope(values, bits, multiplier)))
         objective = data.error(levels) + multiplier * _rate(data, levels)
-        if objective >= previous * (1 - 1e-5):
+        if objective >= previous * (1 - tolerance):
             break
         previous = objective
     return Levels(*_ordered(_envelope(values, bits, multiplier)))
