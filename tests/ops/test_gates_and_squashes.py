@@ -120,3 +120,11 @@ def test_the_registered_ops_are_differentiable_and_have_fakes() -> None:
             torch.library.opcheck(ops.squash.default, (x, scalars[0], None, None, None, False)),
         ]
     assert all(set(result.values()) == {"SUCCESS"} for result in results)
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+def test_denormal_numbers_are_not_taken_for_zeros(level: str | None) -> None:
+    tiny = torch.full((2, 33), 2.0**-130, dtype=torch.bfloat16)
+    with at_level(level):
+        y = gate(torch.cat((tiny, torch.ones_like(tiny)), dim=-1), "identity")
+    assert torch.equal(y, tiny)
