@@ -8,6 +8,7 @@ begun: entry t for the tokens before token t (B, chunks * C + 1).
 Shape key: B batch, T time, H value heads, G key heads, K key width, V value width, N chunks, C places of a chunk.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fairway.ops.gpu import INTERPRETED
+
+# Said aloud, so that a version of Triton with another default gives the same numbers, and none warns about it.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 CHUNK = 64
 PRECISION = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
