@@ -121,7 +121,6 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
     flops_per_token = 3.0 * skeleton.flops(recipe.model.context)
     listener(Event("plan", 0.3))
     trial = _preflight(recipe, vocabulary)
-    peak = _product_rate(recipe)
     listener(Event("plan", 1.0))
     tokens_per_step = recipe.train.batch * recipe.model.context
     seconds, steps = _length(recipe.budget, trial)
@@ -149,7 +148,7 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
         tokens_per_step=tokens_per_step,
         tokens_per_second=tokens_per_step / trial.step_seconds,
         flops_per_second=rate,
-        mfu=rate / peak,
+        mfu=rate / _product_rate(recipe),
         steps=steps,
         tokens=tokens,
         tokens_per_parameter=tokens / count,

@@ -123,3 +123,18 @@ def test_a_route_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(device, "_products_are_float32", lambda: False)
     assert device.route_float32_products() is False
     assert MATMUL.fp32_precision == before
+
+
+def test_repeatable_arithmetic_does_not_depend_on_settings() -> None:
+    left, right = torch.randn(2, 200, 200, generator=torch.Generator().manual_seed(0))
+    before, threads = MATMUL.fp32_precision, torch.get_num_threads()
+    try:
+        with device.repeatable(1):
+            plain = left @ right
+        device.route_float32_products()
+        with device.repeatable(1):
+            again = left @ right
+        assert torch.get_num_threads() == threads
+    finally:
+        MATMUL.fp32_precision = before
+    assert torch.equal(plain, again)

@@ -48,7 +48,7 @@ def test_an_input_can_be_made_again_from_its_number(make: object) -> None:
 
 def test_the_honest_files_are_read_down_to_the_last_tensor() -> None:
     for data in honest():
-        assert len(restore(read_bytes(data))) == 7
+        assert len(restore(read_bytes(data))) == 8
 
 
 def test_planted_faults_of_every_sort_are_found(tmp_path: Path) -> None:

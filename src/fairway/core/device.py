@@ -4,6 +4,8 @@ import ctypes
 import os
 import platform
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import psutil
@@ -85,15 +87,27 @@ def route_float32_products() -> bool:
     bfloat16, which it does on processors with AMX: there it is left alone, and elsewhere a product is checked to keep
     float32's precision. Single rows are slower this way. `FAIRWAY_ONEDNN_FLOAT32=0` switches this off.
     """
-    matmul = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
     if os.environ.get("FAIRWAY_ONEDNN_FLOAT32") == "0" or not _mkl_is_slow():
         return False
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
+    before = _MATMUL.fp32_precision
+    _MATMUL.fp32_precision = "bf16"
     if not _products_are_float32():
-        matmul.fp32_precision = before
+        _MATMUL.fp32_precision = before
         return False
     return True
+
+
+@contextmanager
+def repeatable(threads: int) -> Iterator[None]:
+    """Arithmetic that another process with as many threads repeats bit for bit, whatever settings either chose."""
+    before, route = torch.get_num_threads(), _MATMUL.fp32_precision
+    torch.set_num_threads(threads)
+    _MATMUL.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _MATMUL.fp32_precision = route
 
 
 def _mkl_is_slow() -> bool:
@@ -114,5 +128,6 @@ def _products_are_float32() -> bool:
     return bool(torch.equal(product, left))
 
 
+_MATMUL = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 """M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h."""

@@ -10,8 +10,7 @@ machine; in float64 they agree to far less than one step of the grid on any mach
 import hashlib
 import math
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import cache
@@ -23,6 +22,7 @@ import torch
 from constriction import stream  # pyrefly: ignore[missing-module-attribute]
 from torch import Tensor
 
+from fairway.core.device import repeatable
 from fairway.core.errors import DataError
 from fairway.data.parts import Tokenizer
 from fairway.model.lm import LanguageModel
@@ -103,7 +103,7 @@ def compress(coder: Coder, documents: Sequence[bytes]) -> Compressed:
         nats.extend((-log_p_BV[range(len(chosen)), chosen]).tolist())
         return chosen
 
-    with _threads(header.threads):
+    with repeatable(header.threads):
         walk(coder.network, coder.policy, edge, len(documents), _LANES, choose)
     words = encoder.get_compressed().astype("<u4").tobytes()
     if not _plausible(header.documents, header.tokens, words):
@@ -145,7 +145,7 @@ def decompress(coder: Coder, data: bytes) -> list[bytes]:
             decoded[lane].append(token)
         return chosen
 
-    with _threads(header.threads):
+    with repeatable(header.threads):
         walk(coder.network, coder.policy, edge, header.documents, _LANES, choose)
     documents = [coder.tokenizer.decode(ids) for ids in decoded]
     if _digest(documents) != header.digest:
@@ -266,14 +266,3 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
         if data[place - 1] < 128:
             return number, place
     raise DataError("This compressed text ends in its header.")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Runs with a number of threads: sums are cut differently by another, and round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
