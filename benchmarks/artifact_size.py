@@ -43,6 +43,7 @@ def main() -> None:
         f"{name}.{section}": np.asarray(values)
         for name, packed in contents.tensors.items()
         for section, values in packed.arrays.items()
+        if len(values)
     }
     plain = b"".join(
         codes.astype(np.int16).tobytes() if np.abs(codes).max() > 127 else codes.astype(np.int8).tobytes()

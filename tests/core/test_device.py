@@ -117,6 +117,20 @@ def test_float32_products_keep_their_precision_on_whatever_route() -> None:
     assert error.norm() < 1e-6 * (left.double() @ right.double()).norm()
 
 
+@pytest.mark.parametrize(
+    ("facts", "slow"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", False),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\n", False),
+        ("", False),
+    ],
+)
+def test_the_route_is_for_processors_that_gain_by_it(facts: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "open", lambda *_: io.StringIO(facts))
+    assert device._mkl_is_slow() is slow
+
+
 def test_a_route_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     before = MATMUL.fp32_precision
     monkeypatch.setattr(device, "_mkl_is_slow", lambda: True)

@@ -83,9 +83,10 @@ def keep_freed_memory() -> bool:
 def route_float32_products() -> bool:
     """Sends float32 matrix products through oneDNN where MKL is slow; returns whether it took effect.
 
-    MKL leaves AVX-512 unused on processors of AMD. The setting of torch that chooses oneDNN also allows it to round to
-    bfloat16, which it does on processors with AMX: there it is left alone, and elsewhere a product is checked to keep
-    float32's precision. Single rows are slower this way. `FAIRWAY_ONEDNN_FLOAT32=0` switches this off.
+    MKL leaves AVX-512 unused on processors of AMD, which costs half of the speed from Zen 5 on and nothing before. The
+    setting of torch that chooses oneDNN also allows it to round to bfloat16, which it does on processors with AMX; a
+    product is checked to keep float32's precision. Single rows are slower this way. `FAIRWAY_ONEDNN_FLOAT32=0`
+    switches this off.
     """
     if os.environ.get("FAIRWAY_ONEDNN_FLOAT32") == "0" or not _mkl_is_slow():
         return False
@@ -111,14 +112,13 @@ def repeatable(threads: int) -> Iterator[None]:
 
 
 def _mkl_is_slow() -> bool:
-    """On AMD's processors with AVX-512 and without AMX."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
-        return False
+    """On AMD's processors of family 26 and later."""
     try:
         with open("/proc/cpuinfo") as file:
-            return any(line.startswith("vendor_id") and "AuthenticAMD" in line for line in file)
+            facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in file)}
     except OSError:
         return False
+    return facts.get("vendor_id") == "AuthenticAMD" and int(facts.get("cpu family", 0)) >= _ZEN_5
 
 
 def _products_are_float32() -> bool:
@@ -128,6 +128,8 @@ def _products_are_float32() -> bool:
     return bool(torch.equal(product, left))
 
 
+_ZEN_5 = 26
+"""The family that these processors name."""
 _MATMUL = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 """M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h."""
