@@ -10,7 +10,7 @@ PINS := -c constraints.txt --build-constraint constraints.txt
 JOBS ?= 2
 RUN ?= runs/default
 
-.PHONY: help run test test-slow bench reliability lint format clean
+.PHONY: help run test test-slow bench claims reliability lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort
@@ -35,7 +35,11 @@ format: $(VENV)/.dev ## rewrite to the house style
 	$(BIN)/ruff format
 
 bench: $(VENV)/.bench ## every benchmark, beside its peers
-	set -e; for script in $$(grep -l __main__ benchmarks/*.py | grep -v reliability); do $(BIN)/python $$script; done
+	set -e; for script in $$(grep -l __main__ benchmarks/*.py | grep -v -e reliability -e tables); do $(BIN)/python $$script; done
+	$(BIN)/python benchmarks/tables.py
+
+claims: $(VENV)/.bench ## every claim about a technique, by whole runs (hours), into docs/claims.md
+	$(BIN)/python benchmarks/claims/run.py --all --page
 
 reliability: $(VENV)/.dev ## kill, damage and fuzz at full length (an hour), into docs/reliability.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py

@@ -1,0 +1,102 @@
+"""Writes `benchmarks/README.md` from what stands in `benchmarks/results`.
+
+`python benchmarks/tables.py`; `make bench` ends with it.
+"""
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fairway.core.storage import read_json, write_text
+from report import RESULTS
+
+PAGE = Path(__file__).parent / "README.md"
+HEAD = """# Benchmarks
+
+`make bench` runs every script of this folder; each prints its table and keeps it in `results/` with the date, the machine
+and the versions. `python benchmarks/tables.py` writes this page from there.
+
+Contenders run in processes of their own and take turns; a figure is the median of the rounds and, behind it, half the
+range between the quartiles. A round in which other processes took more than a tenth of the machine is repeated. Results
+are compared before anything is timed, and where they differ no ratio is shown. "As installed" is a peer as its user
+gets it; "with allocator" and "oneDNN" give it the settings that `fairway doctor` shows. On one thread, rates of training
+are by process CPU time. No benchmark ran on a GPU: none was at hand.
+
+Comparisons of techniques by whole runs, with seeds, sigma and the test, are claims: `benchmarks/claims`, run by
+`python benchmarks/claims/run.py NAME`. What is promised about damaged files and killed runs: `docs/reliability.md`.
+"""
+
+
+def ours(name: str) -> bool:
+    return name.startswith("fairway") or name.split()[0] == "ours"
+
+
+def rates(name: str, record: dict[str, Any]) -> Iterator[str]:
+    """One race: each contender's rate, spread and ratio to the best peer."""
+    best = max((rate for contender, rate in record["rates"].items() if not ours(contender)), default=None)
+    rounds = max(value["rounds"] for value in record["measured"].values())
+    yield f"## {name.replace('_', ' ')}"
+    yield f"{record['unit']}; medians of {rounds} rounds; {where(record)}"
+    yield "\n".join(
+        [f"| contender | {record['unit']} | spread | times the best peer |", "|---|---|---|---|"]
+        + [
+            f"| {contender} | {rate:,.1f} | {100 * record['measured'][contender]['spread']:.1f} % "
+            f"| {f'{rate / best:.2f}' if best else ''} |"
+            for contender, rate in sorted(record["rates"].items(), key=lambda item: -item[1])
+        ]
+    )
+
+
+def quality(name: str, record: dict[str, Any]) -> Iterator[str]:
+    """Bits per byte of both sides at equal bytes and seconds."""
+    means = {side: statistics.mean(run["bits_per_byte"] for run in record[side]) for side in ("ours", "peer")}
+    yield f"## {name.replace('_', ' ')}"
+    yield (
+        f"{record['seconds']:.0f} s of training, at most {record['cap']:,} bytes; the peer is a plain GPT trained by AdamW "
+        f"at the best of {len(record['tuning'])} rates ({record['rate']:g}), stored as int8 and zlib-9; {where(record)}"
+    )
+    lines = ["| side | bits per byte | sigma | n | bytes at most |", "|---|---|---|---|---|"]
+    for side, mean in means.items():
+        runs = record[side]
+        sigma = statistics.stdev(run["bits_per_byte"] for run in runs)
+        lines.append(f"| {side} | {mean:.4f} | {sigma:.4f} | {len(runs)} | {max(run['bytes'] for run in runs):,} |")
+    yield "\n".join(lines)
+    yield f"Fewer bits per byte: {100 * (1 - means['ours'] / means['peer']):.1f} %."
+
+
+def sizes(record: dict[str, Any]) -> Iterator[str]:
+    """Bytes of one artifact's integers."""
+    yield "## artifact size"
+    yield (
+        f"{record['weights']:,} integers of the default artifact; read, checked and decoded in {record['seconds']:.3f} s; "
+        + where(record)
+    )
+    lines = ["| coded by | bytes | bits an integer |", "|---|---|---|"]
+    for name, size in sorted(record["sizes"].items(), key=lambda item: item[1]):
+        lines.append(f"| {name} | {size:,.0f} | {8 * size / record['weights']:.3f} |")
+    yield "\n".join(lines)
+
+
+def where(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    date = f", {record['date']}" if "date" in record else ""
+    return f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}{date}."
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD.rstrip()]
+    for path in sorted(RESULTS.glob("*.json")):
+        record = read_json(path)
+        if "rates" in record:
+            parts += rates(path.stem, record)
+        elif path.stem.startswith("quality_"):
+            parts += quality(path.stem, record)
+        elif "sizes" in record:
+            parts += sizes(record)
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())
