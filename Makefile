@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PINS := -c constraints.txt --build-constraint constraints.txt
+KERNELS := CMakeLists.txt $(shell find src -name '*.cpp' -o -name '*.h')
 JOBS ?= 2
 RUN ?= runs/default
 
@@ -55,7 +56,7 @@ $(VENV)/.pip: constraints.txt
 	$(PIP) install --upgrade -c constraints.txt pip
 	@touch $@
 
-$(VENV)/.package: $(VENV)/.pip pyproject.toml
+$(VENV)/.package: $(VENV)/.pip pyproject.toml $(KERNELS)
 	$(PIP) install $(PINS) -e .
 	@touch $@
 

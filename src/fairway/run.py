@@ -34,6 +34,7 @@ from fairway.model.parts import fill
 from fairway.optim.mup import Parametrisation, parametrise
 from fairway.optim.widths import at_width
 from fairway.serve.load import load
+from fairway.train import llama_folder
 from fairway.train.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint
 from fairway.train.distributed import ALONE
 from fairway.train.loop import Loop, TrainConfig
@@ -246,10 +247,8 @@ class Run:
             if self._compressed(checkpoint):
                 return read_json(self.fit)
             notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(checkpoint.facts["elapsed"], 3)}
-            tokenizer = manifest.tokenizer
-            calibration = self._calibration(manifest)
-            config, cap = self.recipe.compress, self.recipe.budget.bytes
-            saved = tokenizer.save()
+            tokenizer, calibration = manifest.tokenizer, self._calibration(manifest)
+            config, cap, saved = self.recipe.compress, self.recipe.budget.bytes, tokenizer.save()
             fit = compress_model(model, tokenizer.kind, saved, config, cap, self.artifact, notes, calibration, listener)
             facts = {name: value for name, value in vars(fit).items() if name != "report"}
             facts |= {"step": checkpoint.step, "sha256": sha256(self.artifact)}
@@ -321,6 +320,8 @@ class Run:
         """The teacher, its tokenizer, and the seconds that its training took where they are known."""
         assert self.recipe.distill is not None
         run, path = self._teacher_run(), Path(self.recipe.distill.teacher.path or "")
+        if run is None and (path / llama_folder.CONFIG).exists():
+            return (*llama_folder.read_llama(path), None)
         if run is None and path.is_dir():
             run = Run.open(path)
         if run is not None:
@@ -328,7 +329,7 @@ class Run:
             tokenizer = manifest.tokenizer if run.data == self.data else run.prepare(silent).tokenizer
             return model, tokenizer, float(checkpoint.facts["elapsed"])
         if not path.is_file():
-            raise ConfigError(f"There is no teacher {path}; a .fwy file or the folder of a run would work.")
+            raise ConfigError(f"There is no teacher {path}; a .fwy file, or a folder of a run or a Llama would work.")
         served = load(path)
         seconds = served.notes.get("seconds_train")
         return served.network, served.tokenizer, float(seconds) if isinstance(seconds, (int, float)) else None

@@ -11,6 +11,7 @@ import pytest
 
 from fairway.cli.console.application import invoke
 from fairway.core.storage import read_json
+from laws.llama import written
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -100,3 +101,18 @@ def test_an_artifact_teaches_a_student_and_one_of_another_vocabulary_is_refused(
     assert "speaks another vocabulary: it has 257 ids and the student" in capsys.readouterr().err
     assert run_in(done.home, "distill.teacher.path=nowhere.fwy", "-o", done.home / "fourth") == 2
     assert "There is no teacher nowhere.fwy" in capsys.readouterr().err
+
+
+def test_a_llama_of_transformers_teaches_a_student_with_its_tokenizer(done: Done) -> None:
+    written(done.home / "llama")
+    settings = (
+        "data.tokenizer.kind=pretrained",
+        f"data.tokenizer.path={done.home / 'llama' / 'tokenizer.json'}",
+        f"distill.teacher.path={done.home / 'llama'}",
+        "distill.baseline=false",
+        "budget.bytes=60kB",
+    )
+    assert run_in(done.home, *settings, "-o", done.home / "fifth") == 0
+    summary = read_json(done.home / "fifth" / "summary.json")
+    assert 0 < summary["bits_per_byte"] < 9
+    assert summary["teacher_seconds_train"] is None

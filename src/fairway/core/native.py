@@ -55,7 +55,13 @@ def usable(*tensors: Tensor | None) -> bool:
 @cache
 def kernel(name: str) -> Callable[..., None]:
     """One kernel at the level in use. Arguments are ctypes values, and tensors through `pointer`."""
-    function = getattr(_library(), f"{name}_{level()}")
+    try:
+        function = getattr(_library(), f"{name}_{level()}")
+    except AttributeError:
+        raise ConfigError(
+            f"The native kernels were built from older sources: they lack {name}. Installing the package again would "
+            "work, and so would FAIRWAY_NATIVE=0."
+        ) from None
     function.restype = None
     return function
 

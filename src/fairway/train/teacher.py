@@ -34,7 +34,8 @@ class TeacherConfig(Config):
     """Which model teaches: one that exists, or one to train first on the same data."""
 
     path: str | None = None
-    """A `.fwy` artifact or the folder of a run, with the student's own tokenizer; what follows is then not used."""
+    """A `.fwy` artifact, the folder of a run, or that of a Llama as `transformers` writes it, with the student's own
+    tokenizer; what follows is then not used."""
     model: ModelConfig = ModelConfig(width=288)
     train: TrainConfig = TrainConfig()
     seconds: Seconds = 180.0
