@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 VOCABULARY = 260
 
 
-def written(folder: Path, *, tied: bool = True, **changes: object) -> Any:
+def written(folder: Path, *, tied: bool = True, **changes: Any) -> Any:
     """A small Llama with random weights and a byte-level tokenizer, in a folder."""
     settings: dict[str, Any] = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
