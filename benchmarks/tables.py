@@ -18,10 +18,10 @@ HEAD = """# Benchmarks
 and the versions. `python benchmarks/tables.py` writes this page from there.
 
 Contenders run in processes of their own and take turns; a figure is the median of the rounds and, behind it, half the
-range between the quartiles. A round in which other processes took more than a tenth of the machine is repeated. Results
-are compared before anything is timed, and where they differ no ratio is shown. "As installed" is a peer as its user
-gets it; "with allocator" and "oneDNN" give it the settings that `fairway doctor` shows. On one thread, rates of training
-are by process CPU time. No benchmark ran on a GPU: none was at hand.
+range between the quartiles. A round in which other processes took more than a tenth of the machine is repeated.
+Results are compared before anything is timed, and where they differ no ratio is shown. "As installed" is a peer as its
+user gets it; "with allocator" and "oneDNN" give it the settings that `fairway doctor` shows. On one thread, rates of
+training are by process CPU time. No benchmark ran on a GPU: none was at hand.
 
 Comparisons of techniques by whole runs, with seeds, sigma and the test, are claims: `benchmarks/claims`, run by
 `python benchmarks/claims/run.py NAME`. What is promised about damaged files and killed runs: `docs/reliability.md`.
@@ -53,8 +53,9 @@ def quality(name: str, record: dict[str, Any]) -> Iterator[str]:
     means = {side: statistics.mean(run["bits_per_byte"] for run in record[side]) for side in ("ours", "peer")}
     yield f"## {name.replace('_', ' ')}"
     yield (
-        f"{record['seconds']:.0f} s of training, at most {record['cap']:,} bytes; the peer is a plain GPT trained by AdamW "
-        f"at the best of {len(record['tuning'])} rates ({record['rate']:g}), stored as int8 and zlib-9; {where(record)}"
+        f"{record['seconds']:.0f} s of training, at most {record['cap']:,} bytes; the peer is a plain GPT trained by "
+        f"AdamW at the best of {len(record['tuning'])} rates ({record['rate']:g}), stored as int8 and zlib-9; "
+        f"{where(record)}"
     )
     lines = ["| side | bits per byte | sigma | n | bytes at most |", "|---|---|---|---|---|"]
     for side, mean in means.items():
@@ -69,8 +70,8 @@ def sizes(record: dict[str, Any]) -> Iterator[str]:
     """Bytes of one artifact's integers."""
     yield "## artifact size"
     yield (
-        f"{record['weights']:,} integers of the default artifact; read, checked and decoded in {record['seconds']:.3f} s; "
-        + where(record)
+        f"{record['weights']:,} integers of the default artifact; read, checked and decoded in "
+        f"{record['seconds']:.3f} s; {where(record)}"
     )
     lines = ["| coded by | bytes | bits an integer |", "|---|---|---|"]
     for name, size in sorted(record["sizes"].items(), key=lambda item: item[1]):
