@@ -14,8 +14,8 @@ from report import RESULTS
 PAGE = Path(__file__).parent / "README.md"
 HEAD = """# Benchmarks
 
-`make bench` runs every script of this folder; each prints its table and keeps it in `results/` with the date, the machine
-and the versions. `python benchmarks/tables.py` writes this page from there.
+`make bench` runs every script of this folder; each prints its table and keeps it in `results/` with date, machine and
+versions. `python benchmarks/tables.py` writes this page from there.
 
 Contenders run in processes of their own and take turns; a figure is the median of the rounds and, behind it, half the
 range between the quartiles. A round in which other processes took more than a tenth of the machine is repeated.
