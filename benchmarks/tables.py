@@ -79,6 +79,56 @@ def sizes(record: dict[str, Any]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
+def kernels(record: dict[str, Any]) -> Iterator[str]:
+    """One line for each operation: forward and backward, ours and the best peer."""
+    yield "## operations, forward and backward"
+    yield (
+        "One thread; the limit is what counted FLOPs and bytes need at the rates of products and of copying measured "
+        f"in the same run; {where(record)}"
+    )
+    lines = [
+        "| operation | ours | share of the limit | best peer as installed | best peer | times ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in record["operations"].items():
+        peers = {peer: taken for peer, taken in found["seconds"].items() if peer != "ours" and found["right"][peer]}
+        installed = {peer: taken for peer, taken in peers.items() if "as installed" in peer}
+        own, best = found["seconds"]["ours"], min(peers, key=lambda peer: peers[peer])
+        lines.append(
+            f"| {name} | {1e3 * own:.2f} ms | {100 * found['least_seconds'] / own:.0f} % "
+            f"| {1e3 * min(installed.values()):.2f} ms | {1e3 * peers[best]:.2f} ms, {best} | {peers[best] / own:.2f} |"
+        )
+    yield "\n".join(lines)
+
+
+def table(name: str, record: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A list of rows as it is."""
+    yield f"## {name.replace('_', ' ')}"
+    yield f"One thread; {where(record)}"
+    columns = list(rows[0])
+    lines = [f"| {' | '.join(column.replace('_', ' ') for column in columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(cell(row[column]) for column in columns)} |" for row in rows]
+    yield "\n".join(lines)
+
+
+def solvers(record: dict[str, Any]) -> Iterator[str]:
+    """Compression's solvers beside their peers."""
+    yield "## solvers of compression"
+    yield (
+        "One thread. The peer of SparseGPT and GPTQ is the published loop at block 128 in plain PyTorch, that of Wanda "
+        f"our own SparseGPT, that of k-means scikit-learn; {where(record)}"
+    )
+    lines = ["| task | size | ours | peer | times as fast |", "|---|---|---|---|---|"]
+    for row in record["rows"]:
+        own, peer = (1e3 * row["measured"][side]["cpu"] for side in ("ours", "peer"))
+        lines.append(f"| {row['task']} | {row['size']:,} | {own:.1f} ms | {peer:.1f} ms | {row['ratio']:.1f} |")
+    yield "\n".join(lines)
+
+
+def cell(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
 def where(record: dict[str, Any]) -> str:
     machine = record["machine"]
     date = f", {record['date']}" if "date" in record else ""
@@ -96,6 +146,12 @@ def page() -> str:
             parts += quality(path.stem, record)
         elif "sizes" in record:
             parts += sizes(record)
+        elif "operations" in record:
+            parts += kernels(record)
+        elif "rows" in record:
+            parts += solvers(record)
+        elif "table" in record:
+            parts += table(path.stem, record, record["table"])
     return "\n\n".join(parts) + "\n"
 
 
