@@ -37,7 +37,7 @@ from report import RESULTS
 
 CAP = 500_000
 PEER = {"width": 96, "layers": 3, "heads": 3, "context": 256}
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 TUNING_SEED = 1_000
 
 

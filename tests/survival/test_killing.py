@@ -87,7 +87,8 @@ def test_a_second_trainer_is_refused_and_a_dead_ones_lock_is_free_again(zygote: 
     assert (folder / LOCK).exists()
     (folder / f".stray.{first.pid}.tmp").write_bytes(b"half")
     third = zygote.start("train", folder, said=tmp_path / "third")
-    wait_until(lambda: b"Going on from step" in (tmp_path / "third").read_bytes())
+    heard = tmp_path / "third"
+    wait_until(lambda: heard.exists() and b"Going on from step" in heard.read_bytes())
     assert not (folder / f".stray.{first.pid}.tmp").exists()
     third.signal(signal.SIGKILL)
     third.wait()
