@@ -20,17 +20,13 @@ from fairway.artifact.parts import (
     rows_of,
     within,
 )
+from fairway.artifact.steps import LARGEST, OCTAVES, RESOLUTION, nearest_exponents, steps_of
 from fairway.core.config import Source
 
 SOURCE = Source("Zhang et al.", 2024, "arXiv:2402.02446")
 
-LARGEST = 2**20
-"""No code of the rounded part is larger than this."""
 LARGEST_FACTOR = 127
-RESOLUTION = 8
-"""Steps per octave."""
-_LIMIT = 100 * RESOLUTION
-_MANTISSAS = np.array([2.0 ** (index / RESOLUTION) for index in range(RESOLUTION)], np.float32)
+_LIMIT = OCTAVES * RESOLUTION
 
 
 class Config(PackingConfig):
@@ -72,8 +68,7 @@ def pack(codes: Integers, exponents: np.ndarray, left_RK: Tensor, right_KC: Tens
     base = int(np.median(exponents)) if exponents.size else 0
     left, left_size = _levels(left_RK.double().T)
     right, right_size = _levels(right_KC.double())
-    with np.errstate(divide="ignore"):
-        scales = np.clip(np.rint(np.log2((left_size * right_size).numpy()) * RESOLUTION), -_LIMIT, _LIMIT)
+    scales = nearest_exponents((left_size * right_size).numpy())
     arrays = {
         "steps": (exponents - base).astype(np.int32),
         "codes": codes.reshape(-1).astype(np.int32),
@@ -93,5 +88,4 @@ def _levels(values_KX: Tensor) -> tuple[np.ndarray, Tensor]:
 
 def _steps(exponents: np.ndarray) -> Tensor:
     within(exponents, -_LIMIT, _LIMIT, "The steps")
-    octave, part = np.divmod(exponents, RESOLUTION)
-    return torch.from_numpy(np.ldexp(_MANTISSAS[part], octave.astype(np.int32)))
+    return torch.from_numpy(steps_of(exponents))
