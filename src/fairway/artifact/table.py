@@ -205,12 +205,18 @@ def split(symbols: Integers, table: Table) -> tuple[Integers, bytes]:
     high = symbols >> table.shift
     listed = np.array(table.symbols, np.int64)
     if len(listed) and listed[-1] - listed[0] == len(listed) - 1:
-        places = high - listed[0]
+        places = high - listed[0].astype(high.dtype)
     else:
         places = np.searchsorted(listed, high)
-    low = (symbols & ((1 << table.shift) - 1)).astype(np.uint32)
-    bits = (low[:, None] >> np.arange(table.shift, dtype=np.uint32)) & 1
-    return places.astype(np.int32), np.packbits(bits.astype(np.uint8)).tobytes() if table.shift else b""
+    return places.astype(np.int32, copy=False), _low_bits(symbols, table.shift)
+
+
+def _low_bits(symbols: Integers, shift: int) -> bytes:
+    if not shift:
+        return b""
+    low = (symbols & ((1 << shift) - 1)).astype(np.uint32)
+    bits = (low[:, None] >> np.arange(shift, dtype=np.uint32)) & 1
+    return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
 def joined(places: Integers, low: bytes, table: Table) -> Integers:

@@ -98,23 +98,86 @@ long decode(const Coding& coding, const uint16_t* words, long available, uint32_
     return one_by_one(coding, words, available, state, places, from, count, lane_count, taken);
 }
 
+// Symbols [from, count) from the last to the first, one lane after another; returns where the words now begin.
+uint16_t* encode_one_by_one(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long from,
+                            long count, long lane_count, int bits) {
+    for (long i = count - 1; i >= from; i--) {
+        uint32_t x = state[i % lane_count], e = entry[places[i]], f = e >> 16;
+        if (x >> (32 - bits) >= f) {
+            *--to = (uint16_t)x;
+            x >>= 16;
+        }
+        state[i % lane_count] = ((x / f) << bits) + x % f + (e & 0xffff);
+    }
+    return to;
+}
+
+#if defined(__AVX512F__)
+// Rounded down, by doubles: they hold 53 bits, and no quotient of numbers of 32 bits lies within 2^-32 below a whole one.
+inline Words quotient(Words a, Words b) {
+    typedef uint32_t Half __attribute__((vector_size(32)));
+    typedef double Doubles __attribute__((vector_size(64)));
+    Half parts[2], divisors[2];
+    std::memcpy(parts, &a, sizeof a);
+    std::memcpy(divisors, &b, sizeof b);
+    for (int k = 0; k < 2; k++) {
+        Doubles ratio = __builtin_convertvector(parts[k], Doubles) / __builtin_convertvector(divisors[k], Doubles);
+        parts[k] = __builtin_convertvector(ratio, Half);
+    }
+    std::memcpy(&a, parts, sizeof a);
+    return a;
+}
+
+// Whole rounds of symbols, sixteen lanes in one register.
+template <int registers>
+uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long rounds,
+                          int bits) {
+    Words x[registers];
+    std::memcpy(x, state, sizeof x);
+    for (long i = 16 * registers * (rounds - 1); i >= 0; i -= 16 * registers) {
+#pragma GCC unroll 4
+        for (int j = registers - 1; j >= 0; j--) {
+            Words place;
+            std::memcpy(&place, places + i + 16 * j, sizeof place);
+            Words e = gathered<4>(place, entry), f = e >> 16;
+            __mmask16 full = _mm512_cmpge_epu32_mask((__m512i)(x[j] >> (32 - bits)), (__m512i)f);
+            __m512i out = _mm512_maskz_compress_epi32(full, (__m512i)x[j]);
+            int written = __builtin_popcount(full);
+            to -= written;
+            _mm256_mask_storeu_epi16(to, (__mmask16)((1u << written) - 1), _mm512_maskz_cvtepi32_epi16(0xffff, out));
+            x[j] = (Words)_mm512_mask_srli_epi32((__m512i)x[j], full, (__m512i)x[j], 16);
+            Words q = quotient(x[j], f);
+            x[j] = (q << bits) + x[j] - q * f + (e & 0xffffu);
+        }
+    }
+    std::memcpy(state, x, sizeof x);
+    return to;
+}
+#endif
+
+uint16_t* encode(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long count, long lane_count,
+                 int bits) {
+#if defined(__AVX512F__)
+    long rounds = count / lane_count;
+    if (lane_count >= 16 && lane_count <= 64) {
+        to = encode_one_by_one(entry, places, state, to, rounds * lane_count, count, lane_count, bits);
+        if (lane_count == 64) return encode_together<4>(entry, places, state, to, rounds, bits);
+        if (lane_count == 32) return encode_together<2>(entry, places, state, to, rounds, bits);
+        return encode_together<1>(entry, places, state, to, rounds, bits);
+    }
+#endif
+    return encode_one_by_one(entry, places, state, to, 0, count, lane_count, bits);
+}
+
 }  // namespace
 
 // words: room for `count` of them, filled from the end; `used` receives how many. state: `lane_count` times 2^16.
 FAIRWAY_EXPORT(rans_encode)
 (const int32_t* places, const uint32_t* span, uint32_t* state, uint16_t* words, long* used, long count, long lane_count,
  long symbols, int bits) {
-    Scratch<uint32_t> start(symbols);
-    for (long s = 1; s < symbols; s++) start[s] = start[s - 1] + span[s - 1];
-    uint16_t* to = words + count;
-    for (long i = count - 1; i >= 0; i--) {
-        uint32_t x = state[i % lane_count], s = (uint32_t)places[i], f = span[s];
-        if ((uint64_t)x >= (uint64_t)f << (32 - bits)) {
-            *--to = (uint16_t)x;
-            x >>= 16;
-        }
-        state[i % lane_count] = ((x / f) << bits) + x % f + start[s];
-    }
+    Scratch<uint32_t> entry(symbols);
+    for (long s = 0, start = 0; s < symbols; start += span[s++]) entry[s] = span[s] << 16 | (uint32_t)start;
+    uint16_t* to = encode(entry.data(), places, state, words + count, count, lane_count, bits);
     *used = words + count - to;
 }
 
