@@ -58,13 +58,15 @@ def decoder(path: Path, vocabulary: int, threads: int, tokens: int) -> Callable[
     """Decodes some tokens greedily from token 0, through the C interface alone."""
     import llama_cpp
 
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, None)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx, settings.n_threads, settings.n_threads_batch = CONTEXT, threads, threads
     context = llama_cpp.llama_init_from_model(model, settings)
 
-    def run() -> None:
+    def run(_: object = silent) -> None:  # keeps the callback alive
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         token = 0
         for _ in range(tokens):
