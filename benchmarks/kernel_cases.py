@@ -17,6 +17,7 @@ from fairway.core.seed import generator
 from fairway.loss.next_token import NextTokenConfig, next_token
 from fairway.model.ffn import gated, moe
 from fairway.ops.attention.fastest import attend
+from fairway.ops.cross_entropy.table import Table
 from fairway.ops.gate.native import gate
 from fairway.ops.relu2.native import relu2
 from fairway.ops.rms_norm.native import rms_norm
@@ -128,8 +129,7 @@ def linear_cross_entropy(width: int, vocabulary: int) -> Case:
     target = torch.randint(0, vocabulary, (TOKENS,), generator=generator(0, "targets"))
 
     def ours(h_ND: Tensor, table_VD: Tensor, target_N: Tensor) -> Tensor:
-        logits = partial(functional.linear, weight=table_VD)
-        return next_token(logits, [table_VD], h_ND, target_N, NextTokenConfig()).loss  # pyrefly: ignore
+        return next_token(Table(table_VD), [table_VD], h_ND, target_N, NextTokenConfig()).loss  # pyrefly: ignore
 
     def plain(h_ND: Tensor, table_VD: Tensor, target_N: Tensor) -> Tensor:
         return functional.cross_entropy(functional.linear(h_ND, table_VD), target_N)
