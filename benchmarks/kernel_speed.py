@@ -140,7 +140,8 @@ def race(name: str, threads: int, rounds: int, limit: tuple[float, float]) -> di
         print(
             f"  {way:<38}{1e3 * took[way]:9.3f} ms +-{100 * value.spread:4.1f} %{ratio}"
             f"{100 * least / took[way]:7.1f} % of the limit  error {value.facts['error']:.0e}"
-            f"{value.facts['peak_bytes'] / 1e6:8.1f} MB, {value.facts['temporary_bytes'] / 1e6:.1f} without the gradients"
+            f"{value.facts['peak_bytes'] / 1e6:8.1f} MB"
+            f"{value.facts['temporary_bytes'] / 1e6:8.1f} MB without the gradients"
         )
     best = min(fair) / took["ours"] if fair and right["ours"] else None
     print("  the best peer takes " + ("no comparable time" if best is None else f"{best:.2f} times ours"))
