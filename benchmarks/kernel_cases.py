@@ -17,6 +17,7 @@ from fairway.core.seed import generator
 from fairway.loss.next_token import NextTokenConfig, next_token
 from fairway.model.ffn import gated, moe
 from fairway.ops.attention.fastest import attend
+from fairway.ops.cross_entropy.table import Table
 from fairway.ops.gate.native import gate
 from fairway.ops.relu2.native import relu2
 from fairway.ops.rms_norm.native import rms_norm
@@ -123,19 +124,19 @@ def gates() -> dict[str, Case]:
     }
 
 
-def linear_cross_entropy(width: int, vocabulary: int) -> Case:
-    """The mean next-token loss from the last hidden vectors and the table."""
+def linear_cross_entropy(width: int, vocabulary: int, cap: float | None = None) -> Case:
+    """The mean next-token loss from the last hidden vectors and the table, its logits softly capped or not."""
     target = torch.randint(0, vocabulary, (TOKENS,), generator=generator(0, "targets"))
 
     def ours(h_ND: Tensor, table_VD: Tensor, target_N: Tensor) -> Tensor:
-        logits = partial(functional.linear, weight=table_VD)
-        return next_token(logits, [table_VD], h_ND, target_N, NextTokenConfig()).loss  # pyrefly: ignore
+        return next_token(Table(table_VD), [table_VD], h_ND, target_N, NextTokenConfig(), cap).loss  # pyrefly: ignore
 
     def plain(h_ND: Tensor, table_VD: Tensor, target_N: Tensor) -> Tensor:
-        return functional.cross_entropy(functional.linear(h_ND, table_VD), target_N)
+        logits_NV = functional.linear(h_ND, table_VD)
+        return functional.cross_entropy(logits_NV if cap is None else cap * torch.tanh(logits_NV / cap), target_N)
 
     peers: dict[str, Function] = {"torch": plain}
-    if hasattr(functional, "linear_cross_entropy"):
+    if cap is None and hasattr(functional, "linear_cross_entropy"):
         peers["linear_cross_entropy"] = functional.linear_cross_entropy
 
     def inputs() -> list[Tensor]:
@@ -215,6 +216,7 @@ def cases() -> dict[str, Callable[[], Case]]:
     found |= {name: partial(lambda case: case, case) for name, case in gates().items()}
     found["linear + cross-entropy N4096 D192 V1024"] = partial(linear_cross_entropy, 192, 1024)
     found["linear + cross-entropy N4096 D384 V8192"] = partial(linear_cross_entropy, 384, 8192)
+    found["linear + capped cross-entropy N4096 D192 V1024"] = partial(linear_cross_entropy, 192, 1024, 30.0)
     found["experts N4096 D192 F256 E8 top 2"] = experts
     found["dense SwiGLU N4096 D192 F512"] = dense
     return found

@@ -75,8 +75,9 @@ def prepare(name: str, way: str) -> Prepared:
                 y = function(*inputs, *case.extra)
             torch.autograd.grad(y, inputs, weights)
 
-    wrong = error(case, function)
-    return run, {"error": wrong, "peak_bytes": peak(run)}
+    wrong, most = error(case, function), peak(run)
+    gradients = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
+    return run, {"error": wrong, "peak_bytes": most, "temporary_bytes": most - gradients}
 
 
 def peak(action: Callable[[], None]) -> int:
@@ -140,6 +141,7 @@ def race(name: str, threads: int, rounds: int, limit: tuple[float, float]) -> di
             f"  {way:<38}{1e3 * took[way]:9.3f} ms +-{100 * value.spread:4.1f} %{ratio}"
             f"{100 * least / took[way]:7.1f} % of the limit  error {value.facts['error']:.0e}"
             f"{value.facts['peak_bytes'] / 1e6:8.1f} MB"
+            f"{value.facts['temporary_bytes'] / 1e6:8.1f} MB without the gradients"
         )
     best = min(fair) / took["ours"] if fair and right["ours"] else None
     print("  the best peer takes " + ("no comparable time" if best is None else f"{best:.2f} times ours"))

@@ -58,6 +58,27 @@ def test_untied_and_tied_heads_begin_near_the_uniform_distribution() -> None:
         assert float(loss_of(model, sample_tokens()).detach()) == pytest.approx(math.log(VOCABULARY), abs=0.1)
 
 
+@pytest.mark.parametrize("progress", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("embedding", "head", "single"),
+    [
+        ("token", {"scale": 1.5}, True),
+        ("token", {"tied": False}, True),
+        ("token", {"untie_at": 0.5}, True),
+        ("bigram_hash", {}, True),
+        ("factored", {}, False),
+    ],
+)
+def test_a_head_of_one_table_names_it(embedding: str, head: dict[str, Any], single: bool, progress: float) -> None:
+    model = opened_model(model_config(embedding=technique(embedding), head=head))
+    table = model.head.table(model.embedding, progress)
+    assert (table is not None) == single
+    if table is not None:
+        hidden = model(sample_tokens()).hidden_BTD
+        assert any(table.weight_VD is parameter for parameter in model.parameters())
+        assert torch.equal(table(hidden), model.head.uncapped(hidden, model.embedding, progress))
+
+
 def test_a_head_unties_at_its_share_of_training_and_not_before() -> None:
     model = opened_model(model_config(head={"untie_at": 0.5}))
     assert model.head.own is not None

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fairway.core.seed import generator
 from fairway.ops.cross_entropy import naive as cross_entropy_naive
-from fairway.ops.cross_entropy.native import cross_entropy_
+from fairway.ops.cross_entropy.native import cross_entropy_, widen_
 from fairway.ops.relu2 import naive as relu2_naive
 from fairway.ops.relu2.native import relu2
 from fairway.ops.rms_norm import naive as rms_naive
@@ -113,6 +113,18 @@ def test_cross_entropy_and_its_gradient(
     with at_level(level):
         seen = cross_entropy_(z.clone(), target, cap, 1e-3, 0.3)
     assert all(relative(a, b) < error for a, b in zip(seen, wanted, strict=True))
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 40_001])
+def test_halves_are_written_and_added_into_floats(count: int, level: str | None) -> None:
+    sums, parts = draw("sums", count).float(), draw("parts", count).bfloat16()
+    written, added = sums.clone(), sums.clone()
+    with at_level(level):
+        widen_(written, parts, add=False)
+        widen_(added, parts, add=True)
+    assert torch.equal(written, parts.float())
+    assert torch.equal(added, sums + parts.float())
 
 
 def test_the_definition_of_cross_entropy_is_that_of_torch() -> None:

@@ -16,7 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.core.config import Config
+from fairway.loss.readout import AnyReadout, Readout, TableReadout
 from fairway.ops.cross_entropy.native import cross_entropy_
+from fairway.ops.cross_entropy.table import Table
+
+_FEW, _MANY = 512, 2048
 
 
 class NextTokenConfig(Config):
@@ -24,8 +28,8 @@ class NextTokenConfig(Config):
 
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of the squared log-normaliser."""
-    chunk: int = Field(default=2048, ge=1)
-    """Tokens whose logits are held at once."""
+    chunk: int | None = Field(default=None, ge=1)
+    """Tokens whose logits are held at once; by default 512 on a CPU and of a head that is one table, else 2,048."""
 
 
 Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
@@ -80,31 +84,29 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad[5:])
         each, own, terms = weights
-        # Sums stay on the device: reading one would make the processor wait for it at every chunk.
-        nats = squares = further = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        readout = _readout(logits, parameters, hidden_ND) if wanted else None
+        chunk = config.chunk or _tokens_at_once(logits, hidden_ND)
+        # What is summed stays on the device: reading it would make the processor wait at every chunk.
+        further = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        tokens: list[tuple[Tensor, Tensor]] = []
         start, lift = 0, 1.0
-        hidden_gradients: list[Tensor] = []
-        gradients: list[Tensor | None] = [None] * len(parameters)
-        for hidden, target in zip(hidden_ND.split(config.chunk), target_N.split(config.chunk), strict=True):
-            with torch.set_grad_enabled(wanted):
-                hidden = hidden.detach().requires_grad_(wanted)
-                logits_NV = logits(hidden)
+        for hidden, target in zip(hidden_ND.split(chunk), target_N.split(chunk), strict=True):
+            logits_NV = logits(hidden).detach() if readout is None else readout.logits(hidden)
             lift = _lift(logits_NV, each)
-            value, added_NV = _further(terms, logits_NV.detach(), slice(start, start + len(hidden)), softcap)
+            value, added_NV = _further(terms, logits_NV, slice(start, start + len(hidden)), softcap)
             start, further = start + len(hidden), further + value
             nats_N, normaliser_N, slope_NV = cross_entropy_(
-                logits_NV.detach(), target, softcap, config.z_loss, own * each * lift
+                logits_NV, target, softcap, config.z_loss, own * each * lift
             )
             if added_NV is not None:
                 slope_NV = slope_NV.add_(added_NV, alpha=each * lift)
-            nats = nats + nats_N.sum(dtype=torch.float64)
-            squares = squares + normaliser_N.square().sum(dtype=torch.float64)
-            if wanted:
-                first, *rest = torch.autograd.grad(logits_NV, [hidden, *parameters], slope_NV, allow_unused=True)
-                hidden_gradients.append(hidden.new_zeros(hidden.shape) if first is None else first)
-                gradients = [_sum(old, new) for old, new in zip(gradients, rest, strict=True)]
+            tokens.append((nats_N, normaliser_N))
+            if readout is not None:
+                readout.back(slope_NV)
+        nats_N, normaliser_N = (torch.cat(parts) for parts in zip(*tokens, strict=True))
+        nats, squares = nats_N.sum(dtype=torch.float64), normaliser_N.double().square_().sum()
         ctx.lift = lift
-        ctx.gradients = (torch.cat(hidden_gradients), *gradients) if wanted else None
+        ctx.gradients = None if readout is None else readout.gradients()
         dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
         mean = (nats / target_N.numel()).to(dtype)
         ctx.mark_non_differentiable(mean)
@@ -112,9 +114,22 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if gradient is None else gradient * (upstream[0] / ctx.lift) for gradient in ctx.gradients]
-        ctx.gradients = None
-        return (None, None, None, None, None, *scaled)
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = upstream[0] / ctx.lift
+        if factor.device.type != "cpu" or factor != 1.0:
+            gradients = [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
+        return (None, None, None, None, None, *gradients)
+
+
+def _readout(logits: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], hidden_ND: Tensor) -> Readout:
+    if isinstance(logits, Table):
+        return TableReadout(logits, parameters, hidden_ND)
+    return AnyReadout(logits, parameters)
+
+
+def _tokens_at_once(logits: Callable[[Tensor], Tensor], hidden_ND: Tensor) -> int:
+    """Enough to keep a device busy, or for the passes over each parameter's gradient, one a chunk, to cost little."""
+    return _FEW if isinstance(logits, Table) and hidden_ND.device.type == "cpu" else _MANY
 
 
 def _lift(logits_NV: Tensor, each: float) -> float:
@@ -139,9 +154,3 @@ def _further(
     if softcap is None:
         return value, slope_NV
     return value, slope_NV.mul_((capped_NV / softcap).square_().neg_().add_(1))
-
-
-def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    if old is None or new is None:
-        return new if old is None else old
-    return old.add_(new)

@@ -7,11 +7,12 @@ from there. Shape key: B batch, T time, D width, V vocabulary.
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairway.core.config import Config
 from fairway.model.linear import Linear
 from fairway.model.parts import Embedding, Part, Role, widened
+from fairway.ops.cross_entropy.table import Table
 
 
 class HeadConfig(Config):
@@ -58,9 +59,20 @@ class Head(Part):
 
     def uncapped(self, x_BTD: Tensor, embedding: Embedding, progress: float = 1.0) -> Tensor:
         """Logits before the soft cap, in the dtype of the product."""
-        tied = self.own is None or (self.config.untie_at is not None and progress < self.config.untie_at)
-        logits_BTV = embedding.unembed(x_BTD) if tied or self.own is None else self.own(x_BTD)
+        own = self._own(progress)
+        logits_BTV = embedding.unembed(x_BTD) if own is None else own(x_BTD)
         return logits_BTV if self.config.scale == 1.0 else logits_BTV * self.config.scale
+
+    def table(self, embedding: Embedding, progress: float = 1.0) -> Table | None:
+        """The parameter that gives the logits before the soft cap; None where they come of more than one."""
+        own = self._own(progress)
+        weight_VD = embedding.output_table() if own is None else own.weight
+        return Table(weight_VD, self.config.scale) if type(weight_VD) is nn.Parameter else None
+
+    def _own(self, progress: float) -> Linear | None:
+        """The table of its own that is in use; None while the embedding's is."""
+        follows = self.config.untie_at is not None and progress < self.config.untie_at
+        return None if follows else self.own
 
     def follow(self, embedding: Embedding, progress: float) -> None:
         """Before the head unties, makes its own table equal the embedding's; does nothing afterwards."""

@@ -42,7 +42,7 @@ class Forward(nn.Module):
     def _next_token(self, hidden_ND: Tensor, part: Batch, progress: float, weight: float) -> NextToken:
         head, embedding = self.model.head, self.model.embedding
         parameters = [*embedding.parameters(), *head.parameters()]
-        logits = partial(head.uncapped, embedding=embedding, progress=progress)
+        logits = head.table(embedding, progress) or partial(head.uncapped, embedding=embedding, progress=progress)
         own = math.prod(hook.next_token_weight(self.trainee) for hook in self.hooks)
         terms = [term for hook in self.hooks if (term := hook.term(self.trainee, part)) is not None]
         target_N, cap = part.tokens_BT[:, 1:].flatten(), head.config.softcap

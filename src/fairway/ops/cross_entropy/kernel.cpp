@@ -1,5 +1,7 @@
 // Cross-entropy of soft-capped logits: each row of logits is turned into its own gradient in place.
 //
+// Products of the gradient in bfloat16 are summed in float32.
+//
 // l = c tanh(z / c); nats = log sum e^l - l[target]; dz = (softmax(l) - onehot + 2 w logsumexp(l) softmax(l)) (1 - (l / c)^2) * weight.
 
 #include "../kernel/point.h"
@@ -67,7 +69,22 @@ void rows(T* z, const int64_t* target, float* nats, float* normaliser, long coun
     }
 }
 
+void widened(float* sums, const Bfloat* parts, long count, int add) {
+    constexpr long block = 1 << 14;
+#pragma omp parallel for schedule(static)
+    for (long start = 0; start < count; start += block) {
+        long end = start + block < count ? start + block : count, i = start;
+        for (; i + lanes <= end; i += lanes) store(sums + i, add ? load(sums + i) + load(parts + i) : load(parts + i));
+        for (; i < end; i++) sums[i] = to_float(parts[i]) + (add ? sums[i] : 0.0f);
+    }
+}
+
 }  // namespace
+
+// Writes bfloat16 numbers into floats, or adds them.
+FAIRWAY_EXPORT(cross_entropy_widen)(float* sums, const void* parts, long count, int add) {
+    widened(sums, (const Bfloat*)parts, count, add);
+}
 
 FAIRWAY_EXPORT(cross_entropy_rows)
 (void* z, const int64_t* target, float* nats, float* normaliser, long count, long width, float cap, float z_loss,

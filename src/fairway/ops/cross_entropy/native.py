@@ -28,3 +28,14 @@ def cross_entropy_(
         c_int(z_NV.dtype == torch.bfloat16),
     )  # fmt: skip
     return nats_N, normaliser_N, z_NV
+
+
+def widen_(sums: Tensor, parts: Tensor, *, add: bool) -> None:
+    """Writes `parts` to `sums` or adds them, without a copy in the dtype of the sums. Not differentiable."""
+    whole = sums.is_contiguous() and parts.is_contiguous()
+    if sums.dtype == torch.float32 and parts.dtype == torch.bfloat16 and whole and usable(sums) and usable(parts):
+        kernel("cross_entropy_widen")(pointer(sums), pointer(parts), c_long(sums.numel()), c_int(add))
+    elif add:
+        sums.add_(parts)
+    else:
+        sums.copy_(parts)
