@@ -44,6 +44,12 @@ def test_activations_change_alike_at_every_width_under_mup_alone(prepared: Manif
         assert found.changes["mup"][layer][0] == pytest.approx(found.changes["standard"][layer][0], rel=1e-6)
 
 
+def test_slopes_under_muon_are_within_a_twentieth_in_mup_alone(prepared: Manifest) -> None:
+    found = study.coordinate_check(recipe("train.optimizer.kind=muon"), prepared, (64, 128, 256), 4, 2, silent)
+    assert abs(found.worst("mup")) < 0.05
+    assert found.worst("standard") > 0.3
+
+
 def test_a_sweep_finds_the_best_rate_of_each_width(prepared: Manifest) -> None:
     chosen = recipe("train.optimizer.lr=0.004")
     found = study.transfer(chosen, prepared, (16, 32), (2**-8, 1.0, 2**9), 12, 1, silent)
