@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pairs
 
 from fairway.core.budget import show_bytes
+from fairway.core.device import keep_freed_memory
 from fairway.core.probe import machine, versions
 from fairway.core.storage import write_json, write_text
 from fairway.loss.next_token import NextTokenConfig, next_token
@@ -126,6 +127,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.contend:
         torch.set_num_threads(chosen.threads)
+        keep_freed_memory()
         pairs.serve(lambda: prepare(chosen.contend, chosen))
         return
     settings = [f"--{key}={getattr(chosen, key)}" for key in ("layers", "width", "context", "batch", "threads")]

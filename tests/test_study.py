@@ -14,6 +14,7 @@ from fairway.data.manifest import Manifest
 from fairway.optim.widths import at_width
 from fairway.run import Recipe, Run
 from fairway.study import CoordinateCheck, Transfer
+from fairway.train.loop import Loop
 
 TINY = Path(__file__).parents[1] / "recipes" / "tiny.yaml"
 SMALL = [
@@ -43,6 +44,12 @@ def test_activations_change_alike_at_every_width_under_mup_alone(prepared: Manif
         assert found.changes["mup"][layer][0] == pytest.approx(found.changes["standard"][layer][0], rel=1e-6)
 
 
+def test_slopes_under_muon_are_within_a_twentieth_in_mup_alone(prepared: Manifest) -> None:
+    found = study.coordinate_check(recipe("train.optimizer.kind=muon"), prepared, (64, 128, 256), 4, 2, silent)
+    assert abs(found.worst("mup")) < 0.05
+    assert found.worst("standard") > 0.3
+
+
 def test_a_sweep_finds_the_best_rate_of_each_width(prepared: Manifest) -> None:
     chosen = recipe("train.optimizer.lr=0.004")
     found = study.transfer(chosen, prepared, (16, 32), (2**-8, 1.0, 2**9), 12, 1, silent)
@@ -51,6 +58,37 @@ def test_a_sweep_finds_the_best_rate_of_each_width(prepared: Manifest) -> None:
     losses = found.losses["standard"][0]
     assert losses[1] < losses[0] < 6
     assert found.losses["standard"][0] == found.losses["mup"][0]
+
+
+def test_a_stopped_sweep_goes_on_and_another_recipe_begins_anew(
+    prepared: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Path] = []
+    final_loss = study._final_loss
+
+    def counted(loop: Loop) -> float:
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        runs.append(loop.folder)
+        return math.inf if len(runs) == 1 else final_loss(loop)
+
+    def sweep(lr: float, seeds: int = 1) -> Transfer:
+        chosen = recipe(f"train.optimizer.lr={lr}")
+        return study.transfer(chosen, prepared, (16, 32), (0.5, 1.0), 4, seeds, silent, tmp_path / "transfer.jsonl")
+
+    monkeypatch.setattr(study, "_final_loss", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(0.004)
+    monkeypatch.setattr(study, "_final_loss", lambda loop: runs.append(loop.folder) or final_loss(loop))
+    found = sweep(0.004)
+    assert len(runs) == 8
+    assert found.losses["standard"][0] == [math.inf, found.losses["mup"][0][1]]
+    assert sweep(0.004) == found
+    assert len(runs) == 8
+    assert sweep(0.004, seeds=2).losses != found.losses
+    assert len(runs) == 16
+    sweep(0.008)
+    assert len(runs) == 24
 
 
 def test_the_slope_is_the_exponent_of_the_width() -> None:

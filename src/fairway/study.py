@@ -22,7 +22,7 @@ from fairway.core.budget import Budget
 from fairway.core.config import override
 from fairway.core.errors import ConfigError, TrainingError
 from fairway.core.log import Event, Listener
-from fairway.core.storage import read_journal
+from fairway.core.storage import Journal, read_journal
 from fairway.data.batches import Batches
 from fairway.data.manifest import Manifest
 from fairway.model.block import Block
@@ -100,18 +100,49 @@ def transfer(
     steps: int,
     seeds: int,
     listener: Listener,
+    record: Path | None = None,
 ) -> Transfer:
-    """Trains every width at every factor on the recipe's learning rates, in both parametrisations."""
+    """Trains every width at every factor on the recipe's learning rates, in both parametrisations.
+
+    Runs that the file `record` names with the same recipe, base width and steps are not trained again; each new one is
+    added when it is done, so a sweep that was stopped goes on.
+    """
     losses: dict[str, list[list[float]]] = {kind: [[0.0] * len(factors) for _ in widths] for kind in KINDS}
     cases = list(product(KINDS, enumerate(widths), enumerate(factors), range(seeds)))
+    trained = _Trained(record, {"recipe": recipe.fingerprint(), "base": widths[0], "steps": steps})
     for done, (kind, (row, width), (column, factor), seed) in enumerate(cases):
         listener(Event("transfer", done / len(cases), message=f"{kind}, width {width}, {factor:g} times the rate"))
-        with tempfile.TemporaryDirectory() as folder:
-            loop = _loop(recipe, manifest, width, widths[0], kind, factor, steps, recipe.seed + seed, Path(folder))
-            losses[kind][row][column] += _final_loss(loop) / seeds
+
+        def train(kind: Kind = kind, width: int = width, factor: float = factor, seed: int = seed) -> float:
+            with tempfile.TemporaryDirectory() as folder:
+                seeded = recipe.seed + seed
+                loop = _loop(recipe, manifest, width, widths[0], kind, factor, steps, seeded, Path(folder))
+                return _final_loss(loop)
+
+        losses[kind][row][column] += trained.loss((kind, width, factor, seed), train) / seeds
     listener(Event("transfer", 1.0))
     best: dict[str, list[float]] = {kind: [factors[_least(row)] for row in losses[kind]] for kind in KINDS}
     return Transfer(tuple(widths), tuple(factors), losses, best)
+
+
+class _Trained:
+    """Losses of runs that are done, in a file of one line each; only in memory without a file."""
+
+    def __init__(self, path: Path | None, setting: dict[str, Any]) -> None:
+        self.path = path
+        self.setting = setting
+        lines = read_journal(path) if path is not None and path.exists() else []
+        mine = [line for line in lines if all(line.get(key) == value for key, value in setting.items())]
+        self.losses = {tuple(line["run"]): math.inf if line["nats"] is None else line["nats"] for line in mine}
+
+    def loss(self, run: tuple[str, int, float, int], train: Callable[[], float]) -> float:
+        """Of a run: parametrisation, width, factor, seed."""
+        if run not in self.losses:
+            self.losses[run] = nats = train()
+            if self.path is not None:
+                with Journal(self.path) as journal:
+                    journal.append({**self.setting, "run": run, "nats": nats if math.isfinite(nats) else None})
+        return self.losses[run]
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

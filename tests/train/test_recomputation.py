@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fairway.core.seed import generator
 from fairway.model.lm import ModelConfig
 from fairway.model.values import Aux, Runner
-from fairway.train.recomputation import PRODUCTS, Revolve, Segmented, Selective, measure, saved_bytes
+from fairway.ops.attention.native import FUSED
+from fairway.train.recomputation import Revolve, Segmented, Selective, distinct_bytes, measure, saved_tensors
 from fairway.train.recompute.none import Config as Nothing
 from fairway.train.recompute.optimal import Config as Optimal
 from fairway.train.recompute.segments import Config as Segments
@@ -164,8 +165,11 @@ def test_selective_recomputation_multiplies_by_weights_only_once() -> None:
     assert products(again) > products(None) + 6
 
 
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, FUSED)
+
+
 class Products(TorchDispatchMode):
-    """Counts products with weights."""
+    """Counts products with weights and fused attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,6 +261,6 @@ def test_saved_bytes_equal_the_formula(
     block = Published(h, a, dropout).bfloat16()
     x_BSH = torch.randn(b, s, h, dtype=torch.bfloat16, requires_grad=True)
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
-    with saved_bytes(weights) as sizes:
+    with saved_tensors() as saved:
         block(x_BSH)
-    assert sum(sizes.values()) == s * b * h * linear + square * a * s * s * b + 8 * s * b
+    assert distinct_bytes(saved, weights) == s * b * h * linear + square * a * s * s * b + 8 * s * b

@@ -26,7 +26,8 @@ def transfer(
     """Train several widths at several learning rates, with and without muP; show the best rate of each width and plot.
 
     With muP the best rate stays: tune at the smallest width, then train the large model with `train.tuned_width`
-    set to it.
+    set to it. There are 2 * widths * factors * seeds runs; each is written to `transfer.jsonl` when it is done, and the
+    same command goes on from there after a stop.
 
     Example: `fairway transfer recipes/tiny.yaml --widths 32,64,128 --factors=-4,4 --steps 100`
     """
@@ -44,7 +45,7 @@ def transfer(
     chosen = chosen_recipe(recipe, overrides)
     with progress() as listener:
         manifest = Run(chosen, folder).prepare(listener)
-        found = sweep(chosen, manifest, sizes, rates, steps, seeds, listener)
+        found = sweep(chosen, manifest, sizes, rates, steps, seeds, listener, folder / "transfer.jsonl")
     plots = {kind: folder / f"transfer-{kind}.svg" for kind in KINDS}
     for kind, path in plots.items():
         write_text(path, draw_transfer(found, kind))

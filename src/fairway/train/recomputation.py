@@ -5,7 +5,7 @@ checkpoint. Gradients are those of the plain loop, bit for bit on the same kerne
 restored before anything runs again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -13,19 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from fairway.model.lm import LanguageModel
 from fairway.model.values import Aux, Runner, Stretch
-from fairway.ops.attention.native import FUSED
 from fairway.train.segmentation import Costs, Segment, revolve_split
+from fairway.train.tape import Tape, held, unpack
 
 Result = tuple[Tensor, list[Aux]]
 Planner = Callable[[int, Callable[[], Costs]], list[Segment]]
-
-PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, FUSED})
-"""What `selective` keeps: the outputs of products with weights, and of fused attention, which holds no scores."""
 
 
 def install(model: nn.Module, runner: Runner) -> None:
@@ -107,12 +103,14 @@ class Revolve:
 
 
 class Selective:
-    """Keeps the outputs of products with weights and computes everything between them again, attention above all."""
+    """Keeps what is dear to compute and computes what is cheap between it again: see `tape`."""
 
     def __call__(self, count: int, run: Stretch, x_BTD: Tensor) -> Result:
         auxes: list[Aux] = []
         for index in range(count):
-            x_BTD, more = _checkpoint(partial(run, index, index + 1), x_BTD, context_fn=_kept_products)
+            tape = Tape(x_BTD)
+            with tape, saved_tensors_hooks(tape.pack, unpack):
+                x_BTD, more = run(index, index + 1, x_BTD)
             auxes += more
         return x_BTD, auxes
 
@@ -149,61 +147,45 @@ class _Probe:
         self.weights = weights
         self.inputs: list[int] = []
         self.kept: list[int] = []
-        self.products: list[int] = []
+        self.dear: list[int] = []
 
     def __call__(self, count: int, run: Stretch, x_BTD: Tensor) -> Result:
         auxes: list[Aux] = []
         for index in range(count):
             start_BTD = x_BTD.detach().requires_grad_()
             ignored = self.weights | {start_BTD.untyped_storage().data_ptr()}
-            with saved_bytes(ignored) as sizes, _Products() as products:
+            tape = Tape(start_BTD)
+            with tape, saved_tensors() as saved:
                 x_BTD, more = run(index, index + 1, start_BTD)
-            self.products.append(products.bytes)
+            self.kept.append(distinct_bytes(saved, ignored))
+            dear = [leaf for tensor in saved for leaf in held(tape.pack(tensor))]
+            self.dear.append(distinct_bytes(dear, ignored))
             self.inputs.append(start_BTD.untyped_storage().nbytes())
-            self.kept.append(sum(sizes.values()))
             auxes += more
         return x_BTD.detach(), auxes
 
     def costs(self) -> Costs:
         """What was counted."""
         ones = (1.0,) * len(self.kept)
-        return Costs(tuple(self.inputs), tuple(self.kept), tuple(self.products), ones)
-
-
-class _Products(TorchDispatchMode):
-    """Adds up the bytes of the outputs of products with weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in PRODUCTS:
-            self.bytes += sum(tensor.nbytes for tensor in _tensors(result))
-        return result
+        return Costs(tuple(self.inputs), tuple(self.kept), tuple(self.dear), ones)
 
 
 @contextmanager
-def saved_bytes(ignored: set[int]) -> Iterator[dict[int, int]]:
-    """Counts what autograd saves in the block, by storage, each once; nothing is really saved.
-
-    Storages whose address is in `ignored` do not count. A graph made here cannot be differentiated.
-    """
-    sizes: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in ignored and storage.data_ptr() not in sizes:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor.detach())
+def saved_tensors() -> Iterator[list[Tensor]]:
+    """Collects what autograd saves in the block. A graph made here cannot be differentiated."""
+    saved: list[Tensor] = []
 
     def unpack(packed: None) -> Tensor:  # noqa: ARG001
         raise AssertionError("a probe's graph is not differentiated")
 
-    with saved_tensors_hooks(pack, unpack):
-        yield sizes
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor.detach()), unpack):
+        yield saved
+
+
+def distinct_bytes(tensors: Iterable[Tensor], ignored: set[int]) -> int:
+    """Bytes of the tensors' storages, each counted once, without those whose address is in `ignored`."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in ignored}.values())
 
 
 def again(run: Stretch, start: int, stop: int, x_BTD: Tensor) -> Result:
@@ -213,57 +195,6 @@ def again(run: Stretch, start: int, stop: int, x_BTD: Tensor) -> Result:
 
 def _checkpoint(function: Callable[[Tensor], Result], x_BTD: Tensor, **settings: Any) -> Result:
     return checkpoint(function, x_BTD, use_reentrant=False, preserve_rng_state=True, **settings)
-
-
-def _kept_products() -> tuple["_Keep", "_Replay"]:
-    """Contexts of a first run and of its repetition.
-
-    torch's own selective contexts want both to do the same operations, which autocast's memory of casts forbids
-    where blocks share weights.
-    """
-    products: list[Tensor | tuple[Tensor, ...]] = []
-    return _Keep(products), _Replay(products)
-
-
-class _Keep(TorchDispatchMode):
-    """Stores the outputs of `PRODUCTS`, in order."""
-
-    def __init__(self, products: list[Tensor | tuple[Tensor, ...]]) -> None:
-        super().__init__()
-        self.products = products
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in PRODUCTS:
-            self.products.append(_detached(result))
-        return result
-
-
-class _Replay(TorchDispatchMode):
-    """Returns the stored outputs instead of computing those products again."""
-
-    def __init__(self, products: list[Tensor | tuple[Tensor, ...]]) -> None:
-        super().__init__()
-        self.products = products
-        self.index = 0
-
-    def __enter__(self) -> "_Replay":
-        self.index = 0
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in PRODUCTS:
-            return func(*args, **(kwargs or {}))
-        self.index += 1
-        return _detached(self.products[self.index - 1])
-
-
-def _tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else result
-
-
-def _detached(result: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    return result.detach() if isinstance(result, Tensor) else tuple(tensor.detach() for tensor in result)
 
 
 def _randomness_kept(like: Tensor) -> AbstractContextManager[None]:

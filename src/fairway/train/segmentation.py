@@ -33,8 +33,8 @@ class Costs:
     """Bytes of its input."""
     kept: tuple[int, ...]
     """Bytes that autograd keeps beside the input and the weights."""
-    products: tuple[int, ...]
-    """Bytes of the outputs of products with weights."""
+    dear: tuple[int, ...]
+    """Bytes of those beside which the rest is cheap to compute again."""
     work: tuple[float, ...]
     """Work of evaluating it once."""
 

@@ -35,7 +35,8 @@ def triangle(
     a_NSK: Tensor, b_NSK: Tensor, d_NSS: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Tensor:
     """The same as `naive.product` by the kernel: float32 or bfloat16, K even."""
-    a, b, d = (None if tensor is None else tensor.contiguous() for tensor in (a_NSK, b_NSK, d_NSS))
+    a, d = a_NSK.contiguous(), None if d_NSS is None else d_NSS.contiguous()
+    b = a if b_NSK is a_NSK else b_NSK.contiguous()
     count, side, depth = a_NSK.shape
     c_NSS = a_NSK.new_empty(count, side, side)
     kernel("symmetric_product")(

@@ -1,7 +1,8 @@
 """Only what is large to keep and cheap to compute is computed again: attention's scores and point functions.
 
-The outputs of every product with a weight are kept, and those of fused attention, which holds no scores; scores and
-probabilities of attention by plain products, norms, gates and activations are not. Korthikanti et al. 2022.
+The outputs of products with weights are kept where a gradient needs them, and those of scans and of fused attention,
+which holds no scores; scores and probabilities of attention by plain products, norms, rotations, gates and activations
+are not. Korthikanti et al. 2022.
 """
 
 from torch import nn
@@ -21,5 +22,5 @@ class Config(RecomputeConfig):
         install(model, Selective())
 
     def predict(self, costs: Costs) -> Prediction:
-        rest = max(kept - products for kept, products in zip(costs.kept, costs.products, strict=True))
-        return Prediction(sum(costs.inputs) + sum(costs.products) + max(0, rest), 0.0)
+        again = max(kept - dear for kept, dear in zip(costs.kept, costs.dear, strict=True))
+        return Prediction(sum(costs.inputs) + sum(costs.dear) + max(0, again), 0.0)
