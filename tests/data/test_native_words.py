@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fairway.core.errors import TokenizerError
 from fairway.data import native_words
 from fairway.data.tokenizer.bpe import BpeTokenizer, Config
-from fairway.data.words import DIGITS, SPACES, Digits, Spaces, WordTokenizer, join_pieces
+from fairway.data.words import DIGITS, SPACES, Digits, Spaces, WordTokenizer, join_pieces, native_rule
 
 pytestmark = pytest.mark.skipif(not native_words.usable(), reason="there are no native kernels here")
 
@@ -95,9 +95,9 @@ def test_the_library_that_trains_without_kernels_learns_the_same_merges(
 
 def test_wide_ids_are_encoded_and_joined_too() -> None:
     tokenizer = MADE["single", "prefix"]
-    encoder = tokenizer._encoder
-    assert encoder is not None
-    wide = encoder.encode([TEXT], np.dtype("<u4"))[0]
+    rule = native_rule(tokenizer.digits, tokenizer.spaces)
+    encoder = native_words.Encoder(rule, tokenizer.merges, tokenizer._made, np.dtype("<u4"))
+    wide = encoder.encode([TEXT])[0]
     assert wide.tolist() == by_definition(tokenizer, TEXT)
     assert tokenizer.decode(wide) == TEXT
 
