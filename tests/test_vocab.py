@@ -7,7 +7,7 @@ import pytest
 
 from fairway.core.config import override
 from fairway.core.errors import BudgetError, ConfigError
-from fairway.core.log import silent
+from fairway.core.log import Event, silent
 from fairway.core.seed import numpy_generator
 from fairway.core.storage import MANIFEST
 from fairway.data.manifest import Manifest, prepare
@@ -48,6 +48,11 @@ def recipe(text: Path, *changes: str) -> Recipe:
 FIXED = ("model.width", "model.depth.layers")
 
 
+def home(folder: Path, vocabulary: int) -> Path:
+    (run,) = folder.glob(f"{vocabulary}-*")
+    return run
+
+
 @pytest.fixture(scope="module", name="found")
 def _found(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Search, Path]:
     folder = tmp_path_factory.mktemp("search")
@@ -72,7 +77,7 @@ def test_each_size_is_measured_by_an_artifact_within_the_cap(found: tuple[Search
     for row in rows:
         assert row.measured is not None
         assert 0 < row.measured < 9
-        assert (folder / str(row.vocabulary) / "model.fwy").stat().st_size <= 20_000
+        assert (home(folder, row.vocabulary) / "model.fwy").stat().st_size <= 20_000
     assert found[0].best.measured == min(row.measured or 99 for row in rows)
 
 
@@ -83,7 +88,7 @@ def test_a_size_that_the_text_has_no_pairs_for_is_left_out_with_the_reason(found
 def test_what_is_cut_is_byte_for_byte_what_training_at_that_size_prepares(
     found: tuple[Search, Path], text: Path, tmp_path: Path
 ) -> None:
-    cut = found[1] / "300" / "data"
+    cut = home(found[1], 300) / "data"
     trained = prepare(recipe(text, "data.tokenizer.vocabulary=300").data, tmp_path / "data").folder
     assert Manifest.read(cut).fingerprint == Manifest.read(trained).fingerprint
     assert (cut / MANIFEST).read_bytes() == (trained / MANIFEST).read_bytes()
@@ -109,12 +114,39 @@ def test_predictions_fall_with_parameters_and_text_and_meet_runs_that_were_made(
 
 
 def row(vocabulary: int, predicted: float, measured: float | None = None) -> Row:
-    return Row(vocabulary, 1.0, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, predicted, measured)
+    return Row(vocabulary, 1.0, 1, 1, 1, 1, 1, 1, 1, 1.0, 1.0, 1.0, predicted, measured)
 
 
 def test_the_best_is_measured_where_anything_is() -> None:
     assert Search((row(257, 2.0), row(512, 1.9)), {}).best.vocabulary == 512
     assert Search((row(257, 2.0, 1.7), row(512, 1.9, 1.8)), {}).best.vocabulary == 257
+
+
+def test_it_says_how_long_it_takes_and_a_stopped_search_goes_on_where_it_was(text: Path, tmp_path: Path) -> None:
+    def stop_at_280(event: Event) -> None:
+        if event.phase == "280 ids: quantise":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(recipe(text), tmp_path, stop_at_280, (257, 280), measure=True, fixed=FIXED)
+    scores = [home(tmp_path, size) / "score.json" for size in (257, 280)]
+    first = scores[0].stat().st_mtime_ns
+    assert not scores[1].exists()
+    events: list[Event] = []
+    found = search(recipe(text), tmp_path, events.append, (257, 280), measure=True, fixed=FIXED)
+    assert all(row.measured is not None for row in found.rows)
+    assert scores[0].stat().st_mtime_ns == first
+    messages = [event.message for event in events if event.phase == "measure"]
+    assert messages[0].startswith("2 sizes to train: ")
+    assert "1 of 2 sizes are done, about" in messages[1]
+    begun = {event.phase for event in events if event.fraction != 1.0}
+    assert not begun & {"257 ids: train", "280 ids: train"}
+
+
+def test_another_setting_does_not_meet_the_runs_of_the_first(text: Path, tmp_path: Path) -> None:
+    for steps in (3, 4):
+        search(recipe(text, f"budget.steps={steps}"), tmp_path, silent, (257,), measure=True, fixed=FIXED)
+    assert len(list(tmp_path.glob("257-*"))) == 2
 
 
 def test_a_tokenizer_without_merges_and_a_budget_for_nothing_are_refused(text: Path, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ Hoffmann et al. 2022 (arXiv:2203.15556); the rest was fitted to six runs of half
 meets within 0.03. It orders sizes roughly; `measure` trains and scores each of them.
 """
 
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import log2, prod
 from pathlib import Path
 from typing import Any
 
 from fairway.compress.predict import finer, gaussian_bits, is_quantized, parameters, predict_strength
+from fairway.core.budget import show_seconds
 from fairway.core.errors import BudgetError, ConfigError
 from fairway.core.log import Event, Listener
 from fairway.core.storage import MANIFEST
@@ -54,6 +56,8 @@ class Row:
     """Of training, forward and backward."""
     bytes_seen: float
     """Text that training will have read, at the pace of a few trial steps."""
+    seconds: float
+    """Of training, by the clock or at that pace."""
     predicted: float
     """Bits per byte."""
     measured: float | None = None
@@ -104,7 +108,7 @@ def search(
         )
     largest = _prepared(_at(recipe, max(sizes)).data, folder / "data", listener, None)
     assert isinstance(largest.tokenizer, bpe.BpeTokenizer)
-    rows: list[Row] = []
+    found: list[tuple[Row, Recipe, bpe.BpeTokenizer]] = []
     left_out: dict[int, str] = {}
     for size in sorted(set(sizes)):
         if size > largest.tokenizer.vocabulary:
@@ -113,13 +117,14 @@ def search(
         try:
             tokenizer = bpe.cut(largest.tokenizer, size)
             sized = fit_to_budget(_at(recipe, size), fixed=["data.tokenizer.vocabulary", *fixed])
-            row = _row(sized, tokenizer, largest, listener)
-            rows.append(_measured(row, sized, tokenizer, folder, listener) if measure else row)
+            found.append((_row(sized, tokenizer, largest, _named(listener, size)), sized, tokenizer))
         except BudgetError as error:
             left_out[size] = str(error)
-    if not rows:
+    if not found:
         raise BudgetError(f"No vocabulary fits: {next(iter(left_out.values()))}")
-    return Search(tuple(rows), left_out)
+    if not measure:
+        return Search(tuple(row for row, _, _ in found), left_out)
+    return Search(tuple(_all_measured(found, folder, listener)), left_out)
 
 
 def plot(found: Search) -> str:
@@ -162,15 +167,41 @@ def _row(recipe: Recipe, tokenizer: bpe.BpeTokenizer, manifest: Manifest, listen
         artifact_bytes=plan.artifact_bytes,
         flops_per_byte=plan.flops_per_token * ratio,
         bytes_seen=seen,
+        seconds=plan.seconds,
         predicted=predicted_bits(plan.total_parameters - tables, tokenizer.vocabulary, seen),
     )
 
 
+def _all_measured(
+    found: Sequence[tuple[Row, Recipe, bpe.BpeTokenizer]], folder: Path, listener: Listener
+) -> Iterator[Row]:
+    """The rows with what their models score; says beforehand how long that takes, and after each size how much is left.
+
+    A size that stands finished below the folder is read, and one that was stopped goes on.
+    """
+    training = sum(row.seconds for row, _, _ in found)
+    beside = "preparing, compressing and scoring each take a while beside it"
+    listener(Event("measure", 0.0, message=f"{len(found)} sizes to train: {show_seconds(training)} in all; {beside}."))
+    begun = time.monotonic()
+    for done, (row, recipe, tokenizer) in enumerate(found, 1):
+        measured = _measured(row, recipe, tokenizer, folder, _named(listener, row.vocabulary))
+        yield measured
+        left = (time.monotonic() - begun) / done * (len(found) - done)
+        told = f"{row.vocabulary:,} ids: {measured.measured:.4f} bits per byte"
+        more = f"; {done} of {len(found)} sizes are done, about {show_seconds(left)} left" if done < len(found) else ""
+        listener(Event("measure", done / len(found), message=f"{told}{more}."))
+
+
 def _measured(row: Row, recipe: Recipe, tokenizer: bpe.BpeTokenizer, folder: Path, listener: Listener) -> Row:
-    home = folder / str(row.vocabulary)
-    run = Run.create(recipe.model_copy(update={"name": str(row.vocabulary)}), home)
+    named = recipe.model_copy(update={"name": str(row.vocabulary)})
+    run = Run.create(named, folder / f"{row.vocabulary}-{named.fingerprint()[:8]}")
     _prepared(recipe.data, run.data, listener, tokenizer)
     return replace(row, measured=run.execute(listener).bits_per_byte)
+
+
+def _named(listener: Listener, size: int) -> Listener:
+    """Events of one size, told apart by the names of their phases."""
+    return lambda event: listener(replace(event, phase=f"{size:,} ids: {event.phase}"))
 
 
 def _prepared(config: DataConfig, folder: Path, listener: Listener, tokenizer: bpe.BpeTokenizer | None) -> Manifest:

@@ -28,6 +28,7 @@ def _notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_verb_prints_a_table_writes_a_plot_and_names_a_size(fairway, notes: Path, tmp_path: Path):
     answer = fairway("vocab", *COMMON, "--text", notes, "--folder", tmp_path / "out")
     assert answer.code == 0, answer.err
+    assert "Vocabularies within 20 kB and 4 steps of training" in answer.out
     assert "tokens/byte" in answer.out
     assert "Take data.tokenizer.vocabulary=" in answer.out
     assert (tmp_path / "out" / "vocabulary.svg").read_text().startswith("<svg xmlns")

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairway.core.errors import TokenizerError
+from fairway.core.native import LEVELS
 from fairway.data import native_words
 from fairway.data.tokenizer.bpe import BpeTokenizer, Config
-from fairway.data.words import DIGITS, SPACES, Digits, Spaces, WordTokenizer, join_pieces
+from fairway.data.words import DIGITS, SPACES, Digits, Spaces, WordTokenizer, join_pieces, native_rule
+from laws.levels import at_level
 
 pytestmark = pytest.mark.skipif(not native_words.usable(), reason="there are no native kernels here")
 
@@ -52,6 +54,18 @@ def test_runs_about_the_longest_word_have_the_ids_of_the_definition(run: bytes, 
     for tokenizer in MADE.values():
         for around in (text, text + b"x", b"x" + text, b" " + text + b" ", text + b"\n.", b"1" + text + b" 1"):
             assert tokenizer.encode(around).tolist() == by_definition(tokenizer, around)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_instruction_level_cuts_and_learns_as_the_definition_says(level: str) -> None:
+    draw = random.Random(2)
+    pieces = [b" ", b"  ", b"\n", b"a", b"Word", b"7", b"2026", b".", b"\xff", "é".encode(), b" " * 70, b"x" * 130]
+    tangled = b"".join(draw.choice(pieces) for _ in range(3000)) + TEXT[:4000]
+    with at_level(level):
+        for (digits, spaces), wanted in MADE.items():
+            tokenizer = trained(digits, spaces)
+            assert tokenizer.merges == wanted.merges
+            assert tokenizer.encode(tangled).tolist() == by_definition(tokenizer, tangled)
 
 
 def test_long_texts_are_cut_into_parts_without_a_trace() -> None:
@@ -95,9 +109,9 @@ def test_the_library_that_trains_without_kernels_learns_the_same_merges(
 
 def test_wide_ids_are_encoded_and_joined_too() -> None:
     tokenizer = MADE["single", "prefix"]
-    encoder = tokenizer._encoder
-    assert encoder is not None
-    wide = encoder.encode([TEXT], np.dtype("<u4"))[0]
+    rule = native_rule(tokenizer.digits, tokenizer.spaces)
+    encoder = native_words.Encoder(rule, tokenizer.merges, tokenizer._made, np.dtype("<u4"))
+    wide = encoder.encode([TEXT])[0]
     assert wide.tolist() == by_definition(tokenizer, TEXT)
     assert tokenizer.decode(wide) == TEXT
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from fairway.cli.console.options import Json, Overrides, RecipePath
+
+if TYPE_CHECKING:
+    from fairway.core.budget import Budget
 
 GROUP = "Making a model"
 CELLS: dict[str, Callable[[Any], object]] = {
@@ -41,9 +44,12 @@ def vocab(
 ) -> None:
     """Compare sizes of a byte-pair vocabulary at equal bytes and seconds, and name the best one.
 
+    Give the same command again to go on after a stop: sizes that are done are not trained again.
+
     Example: `fairway vocab --text notes/ --bytes 1MB --train 30s`
     """
     from fairway.cli.console import output
+    from fairway.cli.console.ending import can_resume_by
     from fairway.cli.console.progress import progress
     from fairway.cli.console.target import budgeted, split_target
     from fairway.core.storage import write_text
@@ -53,6 +59,7 @@ def vocab(
     source = [] if text is None else ["data.source.kind=text", f"data.source.path={text}"]
     base = budgeted(path, [*source, *assignments], size, train or time)
     fixed = [assignment.partition("=")[0].strip() for assignment in assignments]
+    can_resume_by("the same command")
     with progress() as listener:
         found = search(base, folder, listener, sizes or SIZES, measure=train is not None, fixed=fixed)
     drawing = folder / "vocabulary.svg"
@@ -61,8 +68,15 @@ def vocab(
         output.print_json({**found.plain(), "plot": drawing})
         return
     rows = [[cell(row) for cell in CELLS.values()] for row in found.rows]
-    output.print_table("Vocabularies at equal bytes and seconds", tuple(CELLS), rows)
+    output.print_table(_title(base.budget), tuple(CELLS), rows)
     for left, reason in found.left_out.items():
         print(f"{left:,} ids are left out: {reason}")
-    how = "predicted" if found.best.measured is None else "measured"
+    how = "predicted; --train 30s would measure it" if found.best.measured is None else "measured"
     print(f"Take data.tokenizer.vocabulary={found.best.vocabulary}: the fewest bits per byte {how}. Plot: {drawing}")
+
+
+def _title(budget: "Budget") -> str:
+    from fairway.core.budget import show_bytes, show_seconds
+
+    training = show_seconds(budget.seconds) if budget.steps is None else f"{budget.steps:,} steps"
+    return f"Vocabularies within {show_bytes(budget.bytes)} and {training} of training"

@@ -40,8 +40,11 @@ def usable() -> bool:
 class Encoder:
     """Merges at work on texts; keeps the words that it has met in bounded memory."""
 
-    def __init__(self, words: Words, merges: Sequence[tuple[int, int]], made: Sequence[int]) -> None:
-        self._words = words
+    def __init__(
+        self, words: Words, merges: Sequence[tuple[int, int]], made: Sequence[int], dtype: np.dtype[Any]
+    ) -> None:
+        """`dtype`: of the ids, unsigned, of two or four bytes."""
+        self._words, self._dtype = words, dtype
         self._lanes = max(1, torch.get_num_threads())
         self._lock = threading.Lock()
         left, right = np.array(merges, np.uint32).reshape(-1, 2).T.copy()
@@ -49,26 +52,26 @@ class Encoder:
         self._handle = c_void_p()
         kernel("bpe_open")(
             ctypes.byref(self._handle), words.kinds, c_long(words.digits), c_long(words.prefix), _address(left),
-            _address(right), _address(ids), c_long(len(ids)), c_long(self._lanes),
+            _address(right), _address(ids), c_long(len(ids)), c_long(dtype.itemsize), c_long(self._lanes),
         )  # fmt: skip
         weakref.finalize(self, kernel("bpe_close"), self._handle)
 
-    def encode(self, texts: Sequence[bytes], dtype: np.dtype[Any]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """The ids of each text."""
         found: list[np.ndarray] = []
         for group in _groups(texts):
-            found += self._encode(group, dtype)
+            found += self._encode(group)
         return found
 
-    def _encode(self, texts: Sequence[bytes], dtype: np.dtype[Any]) -> list[np.ndarray]:
+    def _encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         parts, owners = _parts(texts, self._words)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(parts.sizes)])
         counts = np.zeros(len(parts.sizes), np.int64)
-        out = np.empty(int(starts[-1]), dtype)
+        out = np.empty(int(starts[-1]), self._dtype)
         with self._lock:
             kernel("bpe_encode")(
                 self._handle, _address(parts.addresses), _address(parts.sizes), _address(starts), _address(counts),
-                c_long(len(counts)), _address(out), c_long(dtype.itemsize), c_long(self._lanes),
+                c_long(len(counts)), _address(out), c_long(self._lanes),
             )  # fmt: skip
         pieces = [out[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=False)]
         return [np.concatenate(pieces[first:last]) for first, last in owners]

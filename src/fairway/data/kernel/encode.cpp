@@ -69,86 +69,108 @@ struct Merges {
     }
 };
 
-// The ids of a word: up to three here, more of them from `ids[0]` on in the lane's store.
+// The ids of a word: as many as fit into sixteen bytes here, more of them at `place` in the lane's store.
+template <class Id>
 struct Cut {
-    uint32_t ids[3], count;
+    static constexpr long most = 16 / sizeof(Id) - 1;
+    Id ids[most], count;
+
+    uint32_t place() const {
+        uint32_t found;
+        std::memcpy(&found, ids, sizeof found);
+        return found;
+    }
 };
 
+template <class Id>
 class Lane {
    public:
-    Table<Cut> words;
-    List<uint32_t> store;
+    Table<Cut<Id>> words;
+    List<Id> store;
+
+    // Makes room for some words.
+    void expect(long count) {
+        if (words.used + count > most_words) words.clear(), store.size = 0;
+    }
 
     // Writes a word's ids, with `left` bytes of text from its first on; returns where the next word's go.
-    template <class Id>
     Id* write(const Merges& merges, const Probe& probe, const uint8_t* word, long size, long left, Id* to) {
-        if (words.used >= most_words) words.clear(), store.size = 0;
-        bool fresh;
-        Cut& cut = words.slot(probe, word, size, fresh).value;
+        bool fresh = false;
+        Cut<Id>& cut = words.slot(probe, word, size, fresh).value;
         if (fresh) learn(cut, merges, word, size);
-        if (cut.count <= 3 && left >= 3) {  // ids never outnumber the bytes read, so three more fit
-            to[0] = (Id)cut.ids[0], to[1] = (Id)cut.ids[1], to[2] = (Id)cut.ids[2];
+        if (cut.count <= Cut<Id>::most && left > Cut<Id>::most) {
+            std::memcpy(to, &cut, sizeof cut);  // ids never outnumber the bytes read, so that all of them fit
         } else {
-            const uint32_t* ids = cut.count <= 3 ? cut.ids : store.data + cut.ids[0];
-            for (uint32_t i = 0; i < cut.count; i++) to[i] = (Id)ids[i];
+            const Id* ids = cut.count <= Cut<Id>::most ? cut.ids : store.data + cut.place();
+            std::memcpy(to, ids, cut.count * sizeof(Id));
         }
         return to + cut.count;
     }
 
    private:
-    void learn(Cut& cut, const Merges& merges, const uint8_t* word, long size) {
+    void learn(Cut<Id>& cut, const Merges& merges, const uint8_t* word, long size) {
         uint32_t ids[longest_word];
-        cut.count = (uint32_t)merges.cut(word, size, ids);
-        if (cut.count <= 3) {
-            std::memcpy(cut.ids, ids, cut.count * sizeof *ids);
-        } else {
-            cut.ids[0] = (uint32_t)store.size;
-            std::memcpy(store.extend(cut.count), ids, cut.count * sizeof *ids);
+        cut.count = (Id)merges.cut(word, size, ids);
+        Id* kept = cut.ids;
+        if (cut.count > Cut<Id>::most) {
+            uint32_t place = (uint32_t)store.size;
+            std::memcpy(cut.ids, &place, sizeof place);
+            kept = store.extend(cut.count);
         }
+        for (long i = 0; i < cut.count; i++) kept[i] = (Id)ids[i];
     }
 };
 
-struct Encoder {
+class Encoder {
+   public:
+    virtual ~Encoder() = default;
+    // Each text's ids from its start in `out` on, and their numbers in `counts`.
+    virtual void encode(const uint8_t* const* texts, const long* sizes, const long* starts, long* counts, long count,
+                        void* out, long lanes) = 0;
+};
+
+template <class Id>
+class EncoderOf final : public Encoder {
+   public:
+    EncoderOf(const uint8_t* kinds, long digits, long prefix, const uint32_t* left, const uint32_t* right,
+              const uint32_t* made, long count, long lane_count)
+        : splitter(kinds, digits, prefix), merges(left, right, made, count), lanes(new Lane<Id>[lane_count]) {}
+    EncoderOf(const EncoderOf&) = delete;
+    EncoderOf& operator=(const EncoderOf&) = delete;
+    ~EncoderOf() override { delete[] lanes; }
+
+    void encode(const uint8_t* const* texts, const long* sizes, const long* starts, long* counts, long count, void* out,
+                long lane_count) override {
+#pragma omp parallel num_threads(lane_count) if (lane_count > 1 && count > 1)
+        {
+#ifdef _OPENMP
+            Lane<Id>& lane = lanes[omp_get_thread_num()];
+#else
+            Lane<Id>& lane = lanes[0];
+#endif
+#pragma omp for schedule(dynamic)
+            for (long i = 0; i < count; i++) counts[i] = encode(lane, texts[i], sizes[i], (Id*)out + starts[i]);
+        }
+    }
+
+   private:
     Splitter splitter;
     Merges merges;
-    Lane* lanes;
+    Lane<Id>* lanes;
 
-    Encoder(const uint8_t* kinds, long digits, long prefix, const uint32_t* left, const uint32_t* right,
-            const uint32_t* made, long count, long lane_count)
-        : splitter(kinds, digits, prefix), merges(left, right, made, count), lanes(new Lane[lane_count]) {}
-    ~Encoder() { delete[] lanes; }
-
-    template <class Id>
-    long encode(Lane& lane, const uint8_t* text, long size, Id* out) const {
-        Batch<Cut> batch;
+    long encode(Lane<Id>& lane, const uint8_t* text, long size, Id* out) const {
+        Batch<Cut<Id>> batch(splitter, text, size);
         Id* to = out;
-        for (long at = 0; at < size;) {
-            long from = at;
-            at = batch.fill(splitter, lane.words, text, at, size);
-            for (long i = 0; i < batch.count; from += batch.sizes[i++]) {
-                const uint8_t* word = text + from;
-                to = batch.sizes[i] == 1 ? (*to = (Id)*word, to + 1)
-                                         : lane.write(merges, batch.probes[i], word, batch.sizes[i], size - from, to);
+        while (batch.next(lane.words)) {
+            lane.expect(batch.count);
+            for (long i = 0; i < batch.count; i++) {
+                long from = batch.bounds[i];
+                to = lane.write(merges, batch.probes[i], text + from, batch.bounds[i + 1] - from, size - from, to);
             }
         }
         return to - out;
     }
 };
-
-template <class Id>
-void encode_all(Encoder& encoder, const uint8_t* const* texts, const long* sizes, const long* starts, long* counts,
-                long count, Id* out, long lanes) {
-#pragma omp parallel num_threads(lanes) if (lanes > 1 && count > 1)
-    {
-#ifdef _OPENMP
-        Lane& lane = encoder.lanes[omp_get_thread_num()];
-#else
-        Lane& lane = encoder.lanes[0];
-#endif
-#pragma omp for schedule(dynamic)
-        for (long i = 0; i < count; i++) counts[i] = encoder.encode(lane, texts[i], sizes[i], out + starts[i]);
-    }
-}
 
 template <class Id>
 void join(const Id* ids, long count, const uint8_t* pieces, const long* starts, uint8_t* out, long size) {
@@ -167,10 +189,17 @@ void join(const Id* ids, long count, const uint8_t* pieces, const long* starts, 
 }  // namespace
 
 // kinds: a Kind for each byte. digits: how many make a word at most. left, right, made: the merges in their order.
+// width: the bytes of an id.
 FAIRWAY_EXPORT(bpe_open)
 (void** handle, const uint8_t* kinds, long digits, long prefix, const uint32_t* left, const uint32_t* right,
- const uint32_t* made, long count, long lanes) {
-    *handle = new Encoder(kinds, digits, prefix, left, right, made, count, lanes);
+ const uint32_t* made, long count, long width, long lanes) {
+    Encoder* encoder;
+    if (width == 2) {
+        encoder = new EncoderOf<uint16_t>(kinds, digits, prefix, left, right, made, count, lanes);
+    } else {
+        encoder = new EncoderOf<uint32_t>(kinds, digits, prefix, left, right, made, count, lanes);
+    }
+    *handle = encoder;
 }
 
 FAIRWAY_EXPORT(bpe_close)(void* handle) { delete (Encoder*)handle; }
@@ -178,13 +207,8 @@ FAIRWAY_EXPORT(bpe_close)(void* handle) { delete (Encoder*)handle; }
 // out: room for as many ids as bytes, each text's from its start on; counts receives how many there are.
 FAIRWAY_EXPORT(bpe_encode)
 (void* handle, const uint8_t* const* texts, const long* sizes, const long* starts, long* counts, long count, void* out,
- long width, long lanes) {
-    Encoder& encoder = *(Encoder*)handle;
-    if (width == 2) {
-        encode_all(encoder, texts, sizes, starts, counts, count, (uint16_t*)out, lanes);
-    } else {
-        encode_all(encoder, texts, sizes, starts, counts, count, (uint32_t*)out, lanes);
-    }
+ long lanes) {
+    ((Encoder*)handle)->encode(texts, sizes, starts, counts, count, out, lanes);
 }
 
 // pieces: the pieces one after another and sixteen bytes more; piece i lies in [starts[i], starts[i + 1]).

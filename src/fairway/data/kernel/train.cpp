@@ -21,13 +21,12 @@ struct Counter {
     ~Counter() { delete[] lanes; }
 
     void add(Table<uint64_t>& lane, const uint8_t* text, long size) const {
-        Batch<uint64_t> batch;
-        for (long at = 0; at < size;) {
-            long from = at;
-            at = batch.fill(splitter, lane, text, at, size);
-            for (long i = 0; i < batch.count; from += batch.sizes[i++]) {
+        Batch<uint64_t> batch(splitter, text, size);
+        while (batch.next(lane)) {
+            for (long i = 0; i < batch.count; i++) {
+                long from = batch.bounds[i], word = batch.bounds[i + 1] - from;
                 bool fresh;
-                if (batch.sizes[i] > 1) lane.slot(batch.probes[i], text + from, batch.sizes[i], fresh).value++;
+                if (word > 1) lane.slot(batch.probes[i], text + from, word, fresh).value++;
             }
         }
     }

@@ -1,15 +1,17 @@
-// Words of a text, cut as data/words.py says, and a table keyed by words.
+// A table keyed by words, and the words of a text looked for in it together.
 
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../../ops/kernel/scratch.h"
-#include "../../ops/kernel/vector.h"
+#include "scan.h"
 
 namespace {
 
-constexpr long longest_run = 63, longest_word = 64, longest_short = 15;
-
-enum Kind : uint8_t { letter, mark, digit, blank, lonely };
+constexpr long longest_short = 15;
 
 // Numbers in a row that can grow; what it holds may move.
 template <class T>
@@ -35,27 +37,22 @@ struct List {
     T& operator[](long i) const { return data[i]; }
 };
 
-struct Splitter {
-    uint8_t kind[256];
-    long digits;
-    bool prefix;
-
-    Splitter(const uint8_t* kinds, long digits, long prefix) : digits(digits), prefix(prefix != 0) {
-        std::memcpy(kind, kinds, sizeof kind);
+// Zeros; many of them lie in large pages where the system has them, as places far apart are asked for.
+inline void* zeros(size_t bytes) {
+    constexpr size_t page = 1 << 21;
+    void* found;
+#ifdef MADV_HUGEPAGE
+    if (bytes >= 2 * page) {
+        found = aligned_alloc(page, (bytes + page - 1) & ~(page - 1));
+        if (!found) std::abort();
+        madvise(found, bytes, MADV_HUGEPAGE);
+        return std::memset(found, 0, bytes);
     }
-
-    // Where the word that begins at `at` ends.
-    long end(const uint8_t* text, long at, long size) const {
-        long from = at;
-        if (prefix && text[at] == ' ' && at + 1 < size && kind[text[at + 1]] <= mark) from++;
-        uint8_t k = kind[text[from]];
-        long most = k == digit ? digits : k == lonely ? 1 : longest_run;
-        long stop = size < from + most ? size : from + most, i = from + 1;
-        while (i < stop && kind[text[i]] == k) i++;
-        bool whole = k != blank || !prefix || i == size || kind[text[i]] == blank || text[i - 1] != ' ' || i - at == 1;
-        return whole ? i : i - 1;
-    }
-};
+#endif
+    found = calloc(1, bytes);
+    if (!found) std::abort();
+    return found;
+}
 
 // A short word is its own key; a longer one is its hash, its length and its place in the table's memory.
 struct Key {
@@ -72,11 +69,17 @@ inline uint64_t mixed(uint64_t low, uint64_t high) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
+// `room`: sixteen bytes may be read from where the word begins.
 inline Key short_key(const uint8_t* word, long size, bool room) {
-    uint64_t half[2] = {};
-    std::memcpy(half, word, room ? 16 : (size_t)size);
-    if (size < 8) return {half[0] & ((1ull << 8 * size) - 1), (uint64_t)size << 56};
-    return {half[0], (half[1] & ((1ull << 8 * (size - 8)) - 1)) | (uint64_t)size << 56};
+    static const uint64_t ones[4] = {~0ull, ~0ull, 0, 0};
+    uint64_t half[2] = {}, kept[2];
+    if (__builtin_expect(room, 1)) {
+        std::memcpy(half, word, 16);
+    } else {
+        std::memcpy(half, word, (size_t)size);
+    }
+    std::memcpy(kept, (const uint8_t*)ones + 16 - size, 16);
+    return {half[0] & kept[0], (half[1] & kept[1]) | (uint64_t)size << 56};
 }
 
 inline uint64_t long_hash(const uint8_t* word, long size) {
@@ -169,8 +172,7 @@ class Table {
         long before = count;
         Slot* old = slots;
         count = before ? 2 * before : 1 << 12;
-        slots = (Slot*)calloc((size_t)count, sizeof(Slot));
-        if (!slots) std::abort();
+        slots = (Slot*)zeros((size_t)count * sizeof(Slot));
         for (long i = 0; i < before; i++) {
             if (!old[i].key.high) continue;
             Key key = old[i].key;
@@ -185,22 +187,28 @@ class Table {
 
 // Some words of a text looked for together, so that their slots are on the way before the first is read.
 template <class Value>
-struct Batch {
-    static constexpr long most = 32;
-    Probe probes[most];
-    long sizes[most];
+class Batch {
+   public:
+    Probe probes[Scanner::most];
+    long bounds[Scanner::room];  // word i lies in [bounds[i], bounds[i + 1])
     long count;
 
-    // Returns where the words after the batch begin.
-    long fill(const Splitter& splitter, const Table<Value>& table, const uint8_t* text, long at, long size) {
-        for (count = 0; count < most && at < size; count++) {
-            long end = splitter.end(text, at, size);
-            sizes[count] = end - at;
-            if (end - at > 1) probes[count] = table.probe(text + at, end - at, at + 16 <= size);
-            at = end;
+    Batch(const Splitter& splitter, const uint8_t* text, long size) : scanner(splitter, text, size), text(text), size(size) {}
+
+    // The next words; false where there are none.
+    bool next(const Table<Value>& table) {
+        count = scanner.next(bounds);
+        for (long i = 0; i < count; i++) {
+            long at = bounds[i];
+            probes[i] = table.probe(text + at, bounds[i + 1] - at, at + 16 <= size);
         }
-        return at;
+        return count > 0;
     }
+
+   private:
+    Scanner scanner;
+    const uint8_t* text;
+    long size;
 };
 
 }  // namespace

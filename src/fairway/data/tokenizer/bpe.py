@@ -81,8 +81,8 @@ class BpeTokenizer(WordTokenizer):
             return [super(BpeTokenizer, self).encode(text) for text in texts]
         if self._encoder is None:
             rule = native_rule(self.digits, self.spaces)
-            self._encoder = native_words.Encoder(rule, self.merges, self._made)
-        return self._encoder.encode(texts, self.dtype)
+            self._encoder = native_words.Encoder(rule, self.merges, self._made, self.dtype)
+        return self._encoder.encode(texts)
 
     def word_ids(self, word: bytes) -> list[int]:
         ids = list(word)
