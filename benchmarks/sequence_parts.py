@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,7 +24,8 @@ from peers.sequence_layers import mambapy_block, peer
 
 from fairway.core.config import Slot
 from fairway.core.seed import generator
-from fairway.model.parts import Mixer, Site, initialise
+from fairway.model.parts import NO_CONTEXT, Mixer, Site, initialise
+from fairway.train.recomputation import in_pieces
 
 WIDTH = 256
 SLOT = Slot("fairway.model.mixer", "attention", pattern=True)
@@ -134,13 +134,7 @@ def peak(kind: str, context: int, piece: int | None) -> float:
 
 def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:
     """The layer's outputs; in pieces, each computed again from its input and the state before it for the gradients."""
-    if piece is None:
-        return mixer(x)[0]
-    state, outputs = mixer.empty_state(x.shape[0]), []
-    for part in x.split(piece, 1):
-        y, state = checkpoint(mixer, part, state, use_reentrant=False)
-        outputs.append(y)
-    return torch.cat(outputs, 1)
+    return mixer(x)[0] if piece is None else in_pieces(mixer, x, None, NO_CONTEXT, piece)[0]
 
 
 def _resident() -> int:
