@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -119,17 +121,47 @@ def prepare_model(context: int, batch: int, **more: str) -> Prepared:
     return run, {"loss": first, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
-def peak(kind: str, context: int, piece: int | None) -> float:
-    """Bytes that a training step of one layer adds to what its process holds, at most."""
+def peak(kind: str, context: int, piece: int | None) -> dict[str, float]:
+    """Most bytes of tensors alive in a training step of one layer, its input and the gradients of both ends included.
+
+    `resident` is what the step adds to the memory of its process at most, with the holes that the allocator leaves.
+    """
     mixer = built(kind)
     warm = inputs(1, 256).requires_grad_()
     _by_pieces(mixer, warm, 128 if piece else None).sum().backward()
+    x, gradient = torch.zeros(1, context, WIDTH, requires_grad=True), torch.zeros(1, context, WIDTH)
+    with Live() as live:
+        _by_pieces(mixer, x, piece).backward(gradient)
     x = torch.zeros(1, context, WIDTH, requires_grad=True)
     before, highest = _resident(), [0]
     stop = _watch(highest)
-    _by_pieces(mixer, x, piece).backward(torch.zeros(1, context, WIDTH))
+    _by_pieces(mixer, x, piece).backward(gradient)
     stop()
-    return float(highest[0] - before)
+    return {"live": float(live.peak), "resident": float(highest[0] - before)}
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of tensors alive at a time, of those made or looked at inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [*args, *(kwargs or {}).values(), *(result if isinstance(result, (tuple, list)) else [result])]
+        for storage in [tensor.untyped_storage() for tensor in given if isinstance(tensor, Tensor)]:
+            if storage.data_ptr() not in self.seen:
+                self.seen.add(storage.data_ptr())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.data_ptr(), storage.nbytes())
+        return result
+
+    def _freed(self, address: int, size: int) -> None:
+        self.seen.discard(address)
+        self.now -= size
 
 
 def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:
