@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,7 +26,8 @@ from peers.sequence_layers import mambapy_block, peer
 
 from fairway.core.config import Slot
 from fairway.core.seed import generator
-from fairway.model.parts import Mixer, Site, initialise
+from fairway.model.parts import NO_CONTEXT, Mixer, Site, initialise
+from fairway.train.recomputation import in_pieces
 
 WIDTH = 256
 SLOT = Slot("fairway.model.mixer", "attention", pattern=True)
@@ -119,28 +121,52 @@ def prepare_model(context: int, batch: int, **more: str) -> Prepared:
     return run, {"loss": first, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
-def peak(kind: str, context: int, piece: int | None) -> float:
-    """Bytes that a training step of one layer adds to what its process holds, at most."""
+def peak(kind: str, context: int, piece: int | None) -> dict[str, float]:
+    """Most bytes of tensors alive in a training step of one layer, its input and the gradients of both ends included.
+
+    `resident` is what the step adds to the memory of its process at most, with the holes that the allocator leaves.
+    """
     mixer = built(kind)
     warm = inputs(1, 256).requires_grad_()
     _by_pieces(mixer, warm, 128 if piece else None).sum().backward()
+    x, gradient = torch.zeros(1, context, WIDTH, requires_grad=True), torch.zeros(1, context, WIDTH)
+    with Live() as live:
+        _by_pieces(mixer, x, piece).backward(gradient)
     x = torch.zeros(1, context, WIDTH, requires_grad=True)
     before, highest = _resident(), [0]
     stop = _watch(highest)
-    _by_pieces(mixer, x, piece).backward(torch.zeros(1, context, WIDTH))
+    _by_pieces(mixer, x, piece).backward(gradient)
     stop()
-    return float(highest[0] - before)
+    return {"live": float(live.peak), "resident": float(highest[0] - before)}
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of tensors alive at a time, of those made or looked at inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [*args, *(kwargs or {}).values(), *(result if isinstance(result, (tuple, list)) else [result])]
+        for storage in [tensor.untyped_storage() for tensor in given if isinstance(tensor, Tensor)]:
+            if storage.data_ptr() not in self.seen:
+                self.seen.add(storage.data_ptr())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.data_ptr(), storage.nbytes())
+        return result
+
+    def _freed(self, address: int, size: int) -> None:
+        self.seen.discard(address)
+        self.now -= size
 
 
 def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:
     """The layer's outputs; in pieces, each computed again from its input and the state before it for the gradients."""
-    if piece is None:
-        return mixer(x)[0]
-    state, outputs = mixer.empty_state(x.shape[0]), []
-    for part in x.split(piece, 1):
-        y, state = checkpoint(mixer, part, state, use_reentrant=False)
-        outputs.append(y)
-    return torch.cat(outputs, 1)
+    return mixer(x)[0] if piece is None else in_pieces(mixer, x, None, NO_CONTEXT, piece)[0]
 
 
 def _resident() -> int:

@@ -6,7 +6,8 @@ Parts, all by default:
 * `layer`: forward and backward of one layer, width 256, batch 4, with native kernels, with PyTorch alone, and by other
   libraries with the same weights. A rate stands only where outputs and gradients by the input agree.
 * `length`: tokens a second at equal tokens a step, from context 512 to 8,192, over that at 512.
-* `memory`: peak memory of a training step against length; plain, and with the sequence computed again in pieces.
+* `memory`: peak memory of a training step against length; plain, and with the sequence computed again in pieces. The
+  tensors alive, over the bytes of input, output and their gradients; and what the process grew by.
 * `decode`: seconds and bytes of state a token against context, from 1,024 to 65,536.
 * `model`: the training step of a Mamba model of 6 layers, width 192, vocabulary 1,024, beside mambapy's.
 """
@@ -51,10 +52,10 @@ def raced(chosen: argparse.Namespace, jobs: dict[str, dict[str, Any]]) -> dict[s
 
 
 def against(job: dict[str, Any], peers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A job with native kernels, with PyTorch alone, and by each peer as installed and with our allocator setting."""
+    """A job with native kernels, with PyTorch alone, and by each peer as installed and with our settings."""
     jobs = {"native": job, "torch": {**job, "native": False}}
     for name in peers:
-        jobs |= {name: {**job, "peer": name}, f"{name} + allocator": {**job, "peer": name, "allocator": True}}
+        jobs |= {name: {**job, "peer": name}, f"{name} + settings": {**job, "peer": name, "settings": True}}
     return jobs
 
 
@@ -101,11 +102,11 @@ def memory(chosen: argparse.Namespace) -> Table:
     for kind in chosen.kinds:
         for context in [context for context in LENGTHS if context <= chosen.longest]:
             for piece in (None, 256):
-                peak = parts.alone("peak", kind=kind, context=context, piece=piece)
+                found = parts.alone("peak", kind=kind, context=context, piece=piece)
                 ends = 4 * 4 * context * parts.WIDTH
                 table.append({
-                    "mixer": kind, "context": context, "pieces of": piece or "-", "MB": peak / 1e6,
-                    "over inputs and outputs": peak / ends,
+                    "mixer": kind, "context": context, "pieces of": piece or "-", "MB": found["live"] / 1e6,
+                    "over inputs and outputs": found["live"] / ends, "process, MB": found["resident"] / 1e6,
                 })  # fmt: skip
     return table
 
@@ -146,14 +147,15 @@ def seconds(value: pairs.Measured, threads: int) -> float:
 
 def contend(job: dict[str, Any], threads: int) -> None:
     """One contender's process."""
-    from fairway.core.device import keep_freed_memory
+    from fairway.core.device import keep_freed_memory, route_float32_products
 
     torch.set_num_threads(threads)
     os.environ["FAIRWAY_NATIVE"] = "1" if job.pop("native", "peer" not in job) else "0"
-    if "peer" not in job or job.get("allocator"):
+    if "peer" not in job or job.get("settings"):
         keep_freed_memory()
+        route_float32_products()
     prepare: Callable[..., tuple[Callable[[], None], dict[str, Any]]] = getattr(parts, f"prepare_{job.pop('what')}")
-    job.pop("allocator", None)
+    job.pop("settings", None)
     pairs.serve(lambda: prepare(**job))
 
 

@@ -50,6 +50,13 @@ def test_every_feedforward_keeps_the_law_of_state(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SLOT.kinds())
+def test_a_feedforward_with_auxiliary_values_says_that_it_needs_whole_sequences(kind: str) -> None:
+    ffn = building.built(lambda: make(kind)).train()
+    assert isinstance(ffn, Ffn)
+    assert ffn(sample())[2] == Aux() or ffn.needs_whole_sequences()
+
+
+@pytest.mark.parametrize("kind", SLOT.kinds())
 def test_every_feedforward_counts_its_work(kind: str) -> None:
     ffn = building.built(lambda: make(kind))
     counting.check_flops(ffn, lambda: ffn(sample()), BATCH, LENGTH, low=0.9, high=1.1)

@@ -33,7 +33,7 @@ from fairway.model.parts import (
     joined,
     split_state,
 )
-from fairway.model.values import Runner
+from fairway.model.values import BlockRunner, Runner
 
 MIXER = Slot("fairway.model.mixer", "attention", pattern=True)
 FFN = Slot("fairway.model.ffn", "relu2")
@@ -138,6 +138,7 @@ class LanguageModel(Stateful):
         self.config = config
         self.vocabulary = vocabulary
         self.runner: Runner | None = None
+        self.block_runner: BlockRunner | None = None
         width, scale = config.width, config.input_scale()
         self.embedding = config.embedding.build(vocabulary, width, config.input_site())
         self.smear = Smear(width) if config.embedding.smear else None
@@ -194,8 +195,9 @@ class LanguageModel(Stateful):
         """Hidden vectors for every token, and the state after the last."""
         batch, time = tokens_BT.shape
         seen_B = torch.zeros(batch, dtype=torch.int64, device=tokens_BT.device) if state is None else state[0]
-        runner = self.runner if self.training and torch.is_grad_enabled() else None
-        context = Context(tokens_BT, starts_BT, progress=progress, runner=runner)
+        context = Context(tokens_BT, starts_BT, progress=progress)
+        if self.training and torch.is_grad_enabled():
+            context = context.with_(runner=self.runner, block_runner=self.block_runner)
         before = split_state(None if state is None else state[1:], self._stateful)
         x_BTD, after_embedding = self.embedding(tokens_BT, before[0], context)
         states = [after_embedding]

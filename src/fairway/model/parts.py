@@ -61,6 +61,13 @@ class Part(nn.Module, ABC):
         """Whether its outputs in training depend on later tokens, so that a loss in training is none of prediction."""
         return False
 
+    def needs_whole_sequences(self) -> bool:
+        """Whether training must give it whole sequences, as its outputs, losses or statistics are of all their tokens.
+
+        The law of state holds for the outputs of all others in training too, and they return an empty `Aux`.
+        """
+        return self.looks_ahead()
+
     def after_step(self, statistics: dict[str, Tensor]) -> None:
         """Called once after each optimizer step with this module's own statistics, averaged over the step."""
 

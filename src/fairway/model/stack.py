@@ -31,7 +31,7 @@ def run_blocks(
     def run(start: int, stop: int, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]:
         auxes = []
         for index in range(start, stop):
-            x_BTD, after, aux = blocks[index](x_BTD, pieces[index], inner)
+            x_BTD, after, aux = _call(blocks[index], x_BTD, pieces[index], inner)
             auxes.append(aux.under(f"{name}.{index}"))
             if context.runner is None:
                 states.extend(after)
@@ -49,14 +49,20 @@ def run_blocks(
 def run_block(block: Stateful, x_BTD: Tensor, state: State | None, context: Context) -> tuple[Tensor, State, Aux]:
     """Applies one block, through the context's runner if there is one."""
     if context.runner is None:
-        return block(x_BTD, state, context)
+        return _call(block, x_BTD, state, context)
 
     def run(start: int, stop: int, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]:  # noqa: ARG001
-        y_BTD, _, aux = block(x_BTD, state, context.with_(runner=None))
+        y_BTD, _, aux = _call(block, x_BTD, state, context.with_(runner=None))
         return y_BTD, [aux]
 
     x_BTD, auxes = context.runner(1, run, x_BTD)
     return x_BTD, (), auxes[0]
+
+
+def _call(block: Stateful, x_BTD: Tensor, state: State | None, context: Context) -> tuple[Tensor, State, Aux]:
+    if context.block_runner is None:
+        return block(x_BTD, state, context)
+    return context.block_runner(block, x_BTD, state, context.with_(block_runner=None))
 
 
 def state_bytes(blocks: Iterable[Stateful], context: int) -> int:

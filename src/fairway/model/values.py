@@ -3,8 +3,8 @@
 Shape key: B batch, T time, D width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Protocol, Self
 
@@ -76,6 +76,18 @@ class Runner(Protocol):
     def __call__(self, count: int, run: Stretch, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]: ...
 
 
+class BlockRunner(Protocol):
+    """A way of running one block, such as a piece of the sequence at a time; it returns what the block returns."""
+
+    def __call__(
+        self,
+        block: "Callable[[Tensor, tuple[Tensor, ...] | None, Context], tuple[Tensor, tuple[Tensor, ...], Aux]]",
+        x_BTD: Tensor,
+        state: tuple[Tensor, ...] | None,
+        context: "Context",
+    ) -> tuple[Tensor, tuple[Tensor, ...], Aux]: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a forward may look at beside its input; values only, the same for every layer unless replaced."""
@@ -93,7 +105,15 @@ class Context:
     """Training progress in [0, 1] for features that switch on during training; 1 outside training."""
     runner: "Runner | None" = None
     """Runs consecutive blocks instead of a plain loop, as recomputation does; they then return no state."""
+    block_runner: "BlockRunner | None" = None
+    """Runs each block instead of a plain call."""
 
     def with_(self, **changes: object) -> Self:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # pyrefly: ignore[bad-argument-type]
+
+    def pieces(self, length: int, count: int) -> list[Self]:
+        """One context for each of `count` pieces of at most `length` tokens."""
+        timed = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut = {name: value.split(length, 1) for name, value in timed.items() if isinstance(value, Tensor)}
+        return [self.with_(**{name: values[index] for name, values in cut.items()}) for index in range(count)]

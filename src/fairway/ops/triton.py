@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from fairway.ops.gpu import INTERPRETED
+from fairway.ops.gpu import INTERPRETED, operands
+from fairway.ops.recurrence import initial_state
 
 # Said aloud, so that a version of Triton with another default gives the same numbers, and none warns about it.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -166,6 +167,17 @@ class Cut:
     def padded(self) -> int:
         """Tokens with those that fill up the last chunk."""
         return self.chunks * CHUNK
+
+
+def prepared(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The arguments of a kernel: q, k and v of one type that products take, decays and carried state in float32."""
+    log_decay = log_decay.float().contiguous()
+    (batch, _, heads, values), width = v.shape, q.shape[3]
+    state = initial_state(state, log_decay, batch, heads, width, values).float().contiguous()
+    v, q, k = operands(v, q, k)
+    return q, k, v, log_decay, state
 
 
 def block(width: int, most: int) -> int:

@@ -1,8 +1,9 @@
 """Runners that keep less of a stack of blocks than autograd would, by torch's non-reentrant checkpoints and hooks.
 
-Each is a `Runner` of `model.values`: it is given `run(start, stop, x)` and decides which stretches run under a
-checkpoint. Gradients are those of the plain loop, bit for bit on the same kernels: random numbers and autocast are
-restored before anything runs again.
+Most are a `Runner` of `model.values`: they are given `run(start, stop, x)` and decide which stretches run under a
+checkpoint. `Pieces` is a `BlockRunner` and cuts along time. Gradients are those of the plain loop, bit for bit on the
+same kernels: random numbers and autocast are restored before anything runs again.
+Shape key: B batch, T time, D width.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from fairway.model.lm import LanguageModel
-from fairway.model.values import Aux, Runner, Stretch
+from fairway.model.parts import NO_AUX, Part, State, Stateful
+from fairway.model.values import Aux, Context, Runner, Stretch
 from fairway.train.segmentation import Costs, Segment, revolve_split
 from fairway.train.tape import Tape, held, unpack
 
@@ -39,13 +41,13 @@ def layers_of(model: nn.Module) -> int:
 def measure(model: LanguageModel, tokens_BT: Tensor) -> Costs:
     """The costs of a model's blocks on a batch, by one forward pass that keeps nothing; work in blocks."""
     probe = _Probe(_storages(model))
-    before, training = model.runner, model.training
-    model.runner = probe
+    before, training = (model.runner, model.block_runner), model.training
+    model.runner, model.block_runner = probe, probe.block
     try:
         with _randomness_kept(tokens_BT):
             model.train()(tokens_BT)
     finally:
-        model.runner = before
+        model.runner, model.block_runner = before
         model.train(training)
     return probe.costs()
 
@@ -140,6 +142,47 @@ class Offload:
             return run(0, count, x_BTD)
 
 
+class Pieces:
+    """Runs a block on pieces of the sequence; each keeps its input and the state before it, and is computed again.
+
+    The gradients by a weight are summed over the pieces, so they are those of the whole but for the order of sums.
+    A block that `may_be_cut` forbids to cut is computed again as a whole.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(
+        self, block: Callable[..., tuple[Tensor, State, Aux]], x_BTD: Tensor, state: State | None, context: Context
+    ) -> tuple[Tensor, State, Aux]:
+        assert isinstance(block, Stateful)
+        if not may_be_cut(block, self.length, x_BTD.shape[1]):
+            return _checkpoint(block, x_BTD, state, context)
+        y_BTD, state = in_pieces(block, x_BTD, state, context, self.length)
+        return y_BTD, state, Aux()
+
+
+def in_pieces(
+    part: Callable[..., tuple[Any, ...]], x_BTD: Tensor, state: State | None, context: Context, length: int
+) -> tuple[Tensor, State]:
+    """Outputs and the last state of a mixer or block whose pieces of `length` tokens are computed again one by one."""
+    parts = x_BTD.split(length, 1)
+    outputs = []
+    for piece_BTD, here in zip(parts, context.pieces(length, len(parts)), strict=True):
+        y_BTD, state, *aux = _checkpoint(part, piece_BTD, state, here)
+        assert all(values == NO_AUX for values in aux), f"{part} must say that it needs whole sequences"
+        outputs.append(y_BTD)
+    assert state is not None
+    return torch.cat(outputs, 1), state
+
+
+def may_be_cut(block: Stateful, length: int, tokens: int) -> bool:
+    """Whether a sequence of `tokens` gains from pieces of `length`: it has several, and the state they carry does not
+    grow, as attention's does; and no part of the block must see all tokens together."""
+    whole = any(isinstance(module, Part) and module.needs_whole_sequences() for module in block.modules())
+    return length < tokens and not whole and block.state_bytes(length) == block.state_bytes(tokens)
+
+
 class _Probe:
     """Runs every block by itself, counts what it would keep, and keeps nothing."""
 
@@ -148,6 +191,8 @@ class _Probe:
         self.inputs: list[int] = []
         self.kept: list[int] = []
         self.dear: list[int] = []
+        self.states: list[int | None] = []
+        self.tokens = 1
 
     def __call__(self, count: int, run: Stretch, x_BTD: Tensor) -> Result:
         auxes: list[Aux] = []
@@ -164,10 +209,21 @@ class _Probe:
             auxes += more
         return x_BTD.detach(), auxes
 
+    def block(
+        self, block: Callable[..., tuple[Tensor, State, Aux]], x_BTD: Tensor, state: State | None, context: Context
+    ) -> tuple[Tensor, State, Aux]:
+        """Notes the state of a block that may be cut along time, as its `BlockRunner`."""
+        assert isinstance(block, Stateful)
+        batch, self.tokens = x_BTD.shape[:2]
+        cut = may_be_cut(block, self.tokens - 1, self.tokens)
+        self.states.append(batch * block.state_bytes(self.tokens) if cut else None)
+        return block(x_BTD, state, context)
+
     def costs(self) -> Costs:
         """What was counted."""
         ones = (1.0,) * len(self.kept)
-        return Costs(tuple(self.inputs), tuple(self.kept), tuple(self.dear), ones)
+        states = tuple(self.states) or (None,) * len(self.kept)
+        return Costs(tuple(self.inputs), tuple(self.kept), tuple(self.dear), ones, states, self.tokens)
 
 
 @contextmanager
@@ -193,8 +249,8 @@ def again(run: Stretch, start: int, stop: int, x_BTD: Tensor) -> Result:
     return _checkpoint(partial(run, start, stop), x_BTD)
 
 
-def _checkpoint(function: Callable[[Tensor], Result], x_BTD: Tensor, **settings: Any) -> Result:
-    return checkpoint(function, x_BTD, use_reentrant=False, preserve_rng_state=True, **settings)
+def _checkpoint(function: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=True, **settings)
 
 
 def _randomness_kept(like: Tensor) -> AbstractContextManager[None]:

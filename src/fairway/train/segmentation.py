@@ -37,6 +37,10 @@ class Costs:
     """Bytes of those beside which the rest is cheap to compute again."""
     work: tuple[float, ...]
     """Work of evaluating it once."""
+    states: tuple[int | None, ...] = ()
+    """Bytes of the state it carries along the sequence, where that does not grow and it may be cut along time."""
+    tokens: int = 1
+    """Tokens of the sequences."""
 
     def rest(self, start: int, stop: int) -> int:
         """Bytes kept by blocks from `start` to `stop` beside the input of the first."""

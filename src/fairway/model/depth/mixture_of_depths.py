@@ -113,6 +113,9 @@ class Routed(Stateful):
     def looks_ahead(self) -> bool:
         return self.config.capacity < 1
 
+    def needs_whole_sequences(self) -> bool:
+        return True
+
     def chosen(self, length: int) -> int:
         """Tokens that a sequence may send through the block in training."""
         return max(1, int(self.config.capacity * length))

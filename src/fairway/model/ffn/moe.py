@@ -171,6 +171,9 @@ class MixtureOfExperts(Ffn):
     def looks_ahead(self) -> bool:
         return self.config.routing == "expert" or (self.config.capacity is not None and self.config.drop == "score")
 
+    def needs_whole_sequences(self) -> bool:
+        return True
+
     def flops(self, context: int) -> float:  # noqa: ARG002
         per_expert = 2.0 * (self.input_EJD.numel() + self.output_EDF.numel()) / self.config.routed
         return 2.0 * self.router_ED.numel() + per_expert * (self.config.chosen + self.config.shared)

@@ -33,7 +33,7 @@ def causal_conv(
             same_BT = document_BL[:, carried:] == document_BL[:, carried - back : carried - back + length]
             shifted_BTD = shifted_BTD * same_BT.unsqueeze(-1)
         y_BTD = torch.addcmul(y_BTD, shifted_BTD, weight_DK[:, -1 - back])
-    last_BPD = x_BLD[:, length:]
+    last_BPD = x_BLD[:, length:].clone()  # a view would keep the whole sequence alive
     if document_BL is not None:
         last_BPD = last_BPD * (document_BL[:, length:] == document_BL[:, -1:]).unsqueeze(-1)
     return y_BTD, last_BPD

@@ -19,4 +19,4 @@ def previous_token(
     shifted_BTD = joint[:, :-1].to(x_BTD.dtype)
     if starts_BT is not None:
         shifted_BTD = shifted_BTD.masked_fill(starts_BT.unsqueeze(-1), 0.0)
-    return shifted_BTD, joint[:, -1:]
+    return shifted_BTD, joint[:, -1:].clone()  # a view would keep the whole sequence alive

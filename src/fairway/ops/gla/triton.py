@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairway.ops.gpu import operands
-from fairway.ops.recurrence import initial_state
 from fairway.ops.triton import (
     CHUNK,
     Cut,
@@ -25,6 +23,7 @@ from fairway.ops.triton import (
     edges,
     kind,
     later,
+    prepared,
     product,
     put_rows,
     rows,
@@ -46,11 +45,8 @@ def gla(
     starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same as `naive.gla`; the state is float32, the outputs have the type of q."""
-    batch, _, heads, width = q_BTHK.shape
-    state = initial_state(state_BHKV, log_decay_BTHK.float(), batch, heads, width, v_BTHV.shape[3])
-    q, k, v = operands(q_BTHK, k_BTHK, v_BTHV)
-    given = (q, k, v, log_decay_BTHK.float().contiguous(), state.float().contiguous(), starts_BT)
-    y_BTHV, last, _, _ = _forward(*given)
+    given = prepared(q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, state_BHKV)
+    y_BTHV, last, _, _ = _forward(*given, starts_BT)
     return y_BTHV.to(q_BTHK.dtype), last
 
 

@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fairway.ops.gpu import operands
-from fairway.ops.recurrence import initial_state
 from fairway.ops.triton import (
     CHUNK,
     Cut,
@@ -25,6 +23,7 @@ from fairway.ops.triton import (
     edges,
     kind,
     later,
+    prepared,
     product,
     put_rows,
     rows,
@@ -64,10 +63,8 @@ def scalar_decay(
 
     Value head h reads key head h // (H / G).
     """
-    batch, _, heads, values = v_BTHV.shape
-    state = initial_state(state_BHKV, log_decay_BTH.float(), batch, heads, q_BTGK.shape[3], values)
-    v, q, k = operands(v_BTHV, q_BTGK, k_BTGK)
-    y_BTHV, last, _ = _forward(q, k, v, log_decay_BTH.float().contiguous(), state.float().contiguous(), starts_BT)
+    given = prepared(q_BTGK, k_BTGK, v_BTHV, log_decay_BTH, state_BHKV)
+    y_BTHV, last, _ = _forward(*given, starts_BT)
     return y_BTHV.to(v_BTHV.dtype), last
 
 
