@@ -59,6 +59,28 @@ def test_a_generous_cap_is_not_filled_with_digits_that_carry_nothing(model: Lang
     assert found.bytes < 1.2 * sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("quantize", "words"),
+    [("rtn", "compress.finest"), ("nf4", "sixteen levels"), ("ternary", "three levels"), ("binary", "two levels"),
+     ("kmeans", "compress.quantize.clusters")],
+)  # fmt: skip
+def test_a_file_far_below_the_cap_says_why_and_what_would_fill_it(
+    model: LanguageModel, tmp_path: Path, quantize: str, words: str
+) -> None:
+    said: list[str] = []
+    config = CompressConfig.read({"quantize": quantize, "prune": "magnitude"})
+    path = tmp_path / "model.fwy"
+    found = compress_model(
+        model, "byte", b"", config, 900_000, path, {}, listener=lambda event: said.append(event.message or "")
+    )
+    assert found.bytes < 0.995 * 900_000
+    assert words in found.note
+    assert f"{found.bytes:,} of 900,000" in found.note
+    assert "compress.prune.kind=magnitude" in found.note
+    assert said[-1] == found.note
+    assert fit(model, found.bytes * 2 // 3, path, quantize=quantize, prune="magnitude").note == ""
+
+
 def test_a_finer_step_brings_the_weights_nearer(model: LanguageModel, tmp_path: Path) -> None:
     whole = needed(model, tmp_path / "model.fwy")
     errors = []
