@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairway.artifact.format import read, restore
-from fairway.compress.fit import Fit, compress_model
+from fairway.compress.fit import Fit, _Attempt, compress_model, search
 from fairway.compress.plan import CompressConfig
 from fairway.compress.predict import gaussian_bits, predict_bytes, predict_strength
 from fairway.core.errors import BudgetError
@@ -108,6 +108,22 @@ def test_compressing_leaves_the_model_as_it_was(model: LanguageModel, tmp_path: 
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     fit(model, 100_000, tmp_path / "model.fwy")
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("expected", [1_900, 2_600, 12_000])
+@pytest.mark.parametrize("share", [0.31, 0.5, 0.8, 0.97, 0.999])
+def test_the_search_finds_the_step_however_wrong_the_expected_slope_is(share: float, expected: float) -> None:
+    """With too small a slope it jumps to an end of the range that need not fit; with too large a one it would creep."""
+
+    def attempt(strength: float) -> _Attempt:
+        size = round(20_700 - 1_900 * (strength + 6))
+        return _Attempt(strength, size, bytes(size))
+
+    cap = round(20_700 * share)
+    for start in (-1.0, -5.0, 1.0):
+        found, count = search(attempt, cap, start, -6.0, 2.0, expected)
+        assert 0.995 * cap <= found.size <= cap
+        assert count <= 8
 
 
 def test_a_margin_is_left_free(model: LanguageModel, tmp_path: Path) -> None:

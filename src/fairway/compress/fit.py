@@ -177,7 +177,8 @@ def search(
         over = _nearest_over([a for a in made if a.size > cap], fits)
         if fits is None and strength >= coarsest:
             raise _too_small(current.size, cap)
-        if fits is not None and (strength <= finest or _good_enough(fits, over, cap, len(made))):
+        finest_fits = strength <= finest and current.size <= cap
+        if fits is not None and (finest_fits or _good_enough(fits, over, cap, len(made))):
             return fits, len(made)
         strength = _next(made, fits, over, cap, slope, finest, coarsest)
     if fits is None:
@@ -196,7 +197,8 @@ def _next(
     finest: float,
     coarsest: float,
 ) -> float:
-    """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim.
+    """Where a line through the two nearest attempts, or a line through the last with the expected slope or the last two
+    attempts' own where that is less, meets the aim.
 
     A flat stretch, as of a quantiser that has no finer or coarser choice, is left by going to the end of
     the range.
@@ -208,8 +210,10 @@ def _next(
     end = finest if over is None else coarsest
     if len(made) > 1:
         moved = abs(current.strength - made[-2].strength)
-        if abs(current.size - made[-2].size) < 0.05 * slope * moved:
+        changed = abs(current.size - made[-2].size)
+        if changed < 0.05 * slope * moved:
             return end
+        slope = min(slope, changed / max(moved, 1e-9))
     move = 1.2 * (current.size - goal) / slope
     move = min(move, -1e-3) if over is None else max(move, 1e-3)
     return min(max(current.strength + move, finest), coarsest)
