@@ -54,6 +54,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "sensitivity": "kronecker",
     },
     "structured + gptq": {"prune": {"kind": "structured"}, "quantize": "gptq"},
+    "fewer heads + gptq": {"prune": {"kind": "structured", "unit": "heads"}, "quantize": "gptq"},
+    "narrower + gptq": {"prune": {"kind": "structured", "unit": "width"}, "quantize": "gptq"},
+    "fewer blocks + gptq": {"prune": {"kind": "structured", "unit": "blocks"}, "quantize": "gptq"},
     "heads + gptq": {"prune": {"kind": "heads"}, "quantize": "gptq"},
     "deep compression": {
         "prune": {"kind": "magnitude", **HALF},

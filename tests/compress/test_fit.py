@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairway.artifact.format import read, restore
-from fairway.compress.fit import Fit, compress_model
+from fairway.compress.fit import Fit, _Attempt, compress_model, search
 from fairway.compress.plan import CompressConfig
 from fairway.compress.predict import gaussian_bits, predict_bytes, predict_strength
 from fairway.core.errors import BudgetError
@@ -59,6 +59,28 @@ def test_a_generous_cap_is_not_filled_with_digits_that_carry_nothing(model: Lang
     assert found.bytes < 1.2 * sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("quantize", "words"),
+    [("rtn", "compress.finest"), ("nf4", "sixteen levels"), ("ternary", "three levels"), ("binary", "two levels"),
+     ("kmeans", "compress.quantize.clusters")],
+)  # fmt: skip
+def test_a_file_far_below_the_cap_says_why_and_what_would_fill_it(
+    model: LanguageModel, tmp_path: Path, quantize: str, words: str
+) -> None:
+    said: list[str] = []
+    config = CompressConfig.read({"quantize": quantize, "prune": "magnitude"})
+    path = tmp_path / "model.fwy"
+    found = compress_model(
+        model, "byte", b"", config, 900_000, path, {}, listener=lambda event: said.append(event.message or "")
+    )
+    assert found.bytes < 0.995 * 900_000
+    assert words in found.note
+    assert f"{found.bytes:,} of 900,000" in found.note
+    assert "compress.prune.kind=magnitude" in found.note
+    assert said[-1] == found.note
+    assert fit(model, found.bytes * 2 // 3, path, quantize=quantize, prune="magnitude").note == ""
+
+
 def test_a_finer_step_brings_the_weights_nearer(model: LanguageModel, tmp_path: Path) -> None:
     whole = needed(model, tmp_path / "model.fwy")
     errors = []
@@ -86,6 +108,22 @@ def test_compressing_leaves_the_model_as_it_was(model: LanguageModel, tmp_path: 
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     fit(model, 100_000, tmp_path / "model.fwy")
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("expected", [1_900, 2_600, 12_000])
+@pytest.mark.parametrize("share", [0.31, 0.5, 0.8, 0.97, 0.999])
+def test_the_search_finds_the_step_however_wrong_the_expected_slope_is(share: float, expected: float) -> None:
+    """With too small a slope it jumps to an end of the range that need not fit; with too large a one it would creep."""
+
+    def attempt(strength: float) -> _Attempt:
+        size = round(20_700 - 1_900 * (strength + 6))
+        return _Attempt(strength, size, bytes(size))
+
+    cap = round(20_700 * share)
+    for start in (-1.0, -5.0, 1.0):
+        found, count = search(attempt, cap, start, -6.0, 2.0, expected)
+        assert 0.995 * cap <= found.size <= cap
+        assert count <= 8
 
 
 def test_a_margin_is_left_free(model: LanguageModel, tmp_path: Path) -> None:

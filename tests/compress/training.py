@@ -8,10 +8,14 @@ from torch import Tensor
 
 from compress.examples import model, text
 from fairway.core.config import Slot
-from fairway.model.lm import LanguageModel
+from fairway.data.batches import Batch
+from fairway.model.lm import LanguageModel, Output
+from fairway.model.parts import NO_AUX
 from fairway.optim.parts import Optimizer, OptimizerConfig
 from fairway.train.parts import Hook
 
+BATCH = Batch(torch.cat(text()), torch.zeros(torch.cat(text()).shape, dtype=torch.bool))
+OUTPUT = Output(torch.empty(0), (), NO_AUX)
 OPTIMIZERS = Slot("fairway.optim.optimizer", "muon")
 
 
@@ -34,7 +38,8 @@ class Loop:
         for _ in range(steps if steps is not None else self.total):
             self.model.train()
             self.optimizer.zero_grad()
-            self.loss().backward()
+            extra = [value for hook in hooks for value in hook.loss(self, BATCH, OUTPUT).values()]
+            sum(extra, self.loss()).backward()
             if not any(hook.gradients(self) for hook in hooks):
                 self.optimizer.step(1.0, self.progress)
             for hook in hooks:

@@ -31,6 +31,7 @@ from fairway.model.parts import Role, parameter_roles
 _LOW_ENOUGH = 0.9985
 _AIM = 0.9993
 _ACCEPTED = 0.9955
+_FILLED = 0.995
 _PATIENCE = 7
 _MOST_ATTEMPTS = 24
 
@@ -50,6 +51,8 @@ class Fit:
     attempts: int
     report: Report
     """Where the bytes went."""
+    note: str = ""
+    """Why the cap is not filled, and what would fill it; empty where it is."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,10 @@ def compress_model(
     finest = max(quantizer.finest, config.finest)
     found, count = search(attempt, cap - config.margin, start, finest, quantizer.coarsest, slope, listener)
     write_bytes(path, found.data)
-    return Fit(found.size, found.predicted, cap, found.strength, count, report(found.data))
+    note = _why_smaller(found, cap - config.margin, finest, config)
+    if note:
+        listener(Event("quantise", 1.0, message=note))
+    return Fit(found.size, found.predicted, cap, found.strength, count, report(found.data), note)
 
 
 def quantized(
@@ -171,7 +177,8 @@ def search(
         over = _nearest_over([a for a in made if a.size > cap], fits)
         if fits is None and strength >= coarsest:
             raise _too_small(current.size, cap)
-        if fits is not None and (strength <= finest or _good_enough(fits, over, cap, len(made))):
+        finest_fits = strength <= finest and current.size <= cap
+        if fits is not None and (finest_fits or _good_enough(fits, over, cap, len(made))):
             return fits, len(made)
         strength = _next(made, fits, over, cap, slope, finest, coarsest)
     if fits is None:
@@ -190,7 +197,8 @@ def _next(
     finest: float,
     coarsest: float,
 ) -> float:
-    """Where a line through the two nearest attempts, or the expected slope through the last, meets the aim.
+    """Where a line through the two nearest attempts, or a line through the last with the expected slope or the last two
+    attempts' own where that is less, meets the aim.
 
     A flat stretch, as of a quantiser that has no finer or coarser choice, is left by going to the end of
     the range.
@@ -202,8 +210,10 @@ def _next(
     end = finest if over is None else coarsest
     if len(made) > 1:
         moved = abs(current.strength - made[-2].strength)
-        if abs(current.size - made[-2].size) < 0.05 * slope * moved:
+        changed = abs(current.size - made[-2].size)
+        if changed < 0.05 * slope * moved:
             return end
+        slope = min(slope, changed / max(moved, 1e-9))
     move = 1.2 * (current.size - goal) / slope
     move = min(move, -1e-3) if over is None else max(move, 1e-3)
     return min(max(current.strength + move, finest), coarsest)
@@ -252,6 +262,22 @@ def _quantized_numbers(model: LanguageModel, kept: dict[str, Tensor]) -> int:
         int(kept[name].sum()) if name in kept else parameter.numel()
         for name, parameter in model.named_parameters()
         if is_quantized(roles[name], tuple(parameter.shape))
+    )
+
+
+def _why_smaller(found: _Attempt, cap: int, finest: float, config: CompressConfig) -> str:
+    """One sentence for a file that leaves more than half a per cent of the cap empty."""
+    if found.size >= _FILLED * cap:
+        return ""
+    if found.strength > finest:
+        return (
+            f"No step of compress.quantize.kind={config.quantize.kind} comes nearer to {cap:,} bytes than "
+            f"{found.size:,}: its sizes lie too far apart there; rtn or trellis would fill the cap."
+        )
+    pruned = "" if config.prune.kind == "none" else f" after compress.prune.kind={config.prune.kind}"
+    return (
+        f"At its finest, compress.quantize.kind={config.quantize.kind} takes {found.size:,} of {cap:,} bytes{pruned}: "
+        f"{config.quantize.build().bound}; a wider or deeper model would use the rest."
     )
 
 

@@ -67,6 +67,8 @@ class Quantizer(ABC):
 
     finest: ClassVar[float] = -8.0
     coarsest: ClassVar[float] = 2.0
+    bound: ClassVar[str] = "steps finer than compress.finest are not worth storing"
+    """Why a file at the finest strength cannot be larger."""
     calibrated: ClassVar[bool] = False
     """Whether it wants `Piece.statistics` where there are any."""
     felt: ClassVar[bool] = False

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fairway.artifact.packing.rows import pack
 from fairway.artifact.parts import Packed
-from fairway.artifact.steps import RESOLUTION, nearest_exponents, steps_of
+from fairway.artifact.steps import OCTAVES, RESOLUTION, nearest_exponents, steps_of
 from fairway.compress.parts import Piece, Quantizer, deviations, removed
 
 _LEAST_FELT = 1e-3
@@ -20,6 +20,14 @@ def row_exponents(weight_RC: Tensor, strength: float, power: float) -> np.ndarra
     deviation_R = deviations(weight_RC).numpy()
     whole = float(np.sqrt(np.mean(deviation_R**2)))
     return nearest_exponents(2.0**strength * deviation_R**power * whole ** (1 - power), RESOLUTION)
+
+
+def row_steps(weight_RC: Tensor, strength: float, power: float) -> Tensor:
+    """The steps (R) that `row_exponents` stand for, in float32, by operations that a compiled graph can hold."""
+    deviation_R = deviations(weight_RC)
+    whole = deviation_R.square().mean().sqrt()
+    octave_R = (strength + power * deviation_R.log2() + (1 - power) * whole.log2()).clamp(-OCTAVES, OCTAVES)
+    return torch.exp2(torch.round(octave_R * RESOLUTION) / RESOLUTION).float()
 
 
 def felt_exponents(weight_RC: Tensor, strength: float, felt_R: Tensor | None, power: float) -> np.ndarray:

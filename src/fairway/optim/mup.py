@@ -104,6 +104,8 @@ def _scored(mixer: MixerConfig, width: int, base: MixerConfig, base_width: int) 
     heads, base_heads = getattr(mixer, "heads", None), getattr(base, "heads", None)
     if heads is None or base_heads is None or width * base_heads == base_width * heads:
         return mixer
+    if getattr(mixer, "head_width", None) is not None:
+        return mixer
     if "score_scale" not in type(mixer).model_fields:
         raise ConfigError(
             f"Heads of {mixer.kind} grow from {base_width // base_heads} to {width // heads} features, and it has no "

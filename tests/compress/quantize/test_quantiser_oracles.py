@@ -10,9 +10,11 @@ from compress.examples import half_error, hessian, layer, part, text
 from compress.training import Loop, loop
 from fairway.artifact.format import unpack
 from fairway.artifact.packing.nf4 import LEVELS
+from fairway.artifact.steps import steps_of
+from fairway.compress.calibrate import linear_weights
 from fairway.compress.parts import Piece, Statistics
 from fairway.compress.quantize import binary, gptq, kmeans, nf4, qat, rtn, ternary
-from fairway.compress.steps import row_exponents
+from fairway.compress.steps import row_exponents, row_steps
 from fairway.core.errors import TrainingError
 from fairway.model.parts import Role
 
@@ -152,6 +154,46 @@ def test_training_with_rounding_is_inactive_before_its_start_and_active_after() 
         assert weight.grad is not None
         hook.finish(run)
         assert torch.equal(run.model(tokens_BT).hidden_BTD.detach(), plain)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")
+def test_a_graph_compiled_before_the_start_is_compiled_anew_with_the_rounding_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAIRWAY_NATIVE", "0")
+    roundings: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:  # noqa: ARG001
+        roundings.append(sum(node.op.startswith("call") and "round" in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    run, hook, tokens_BT = loop(100, depth=1, position="none"), qat.Rounded(qat.Config(strength=0.0)), text()[0]
+    run.model.train()
+    hook.start(run)
+    compiled = torch.compile(run.model, backend=backend)
+    plain = compiled(tokens_BT).hidden_BTD.detach()
+    hook.stepped(run)
+    assert roundings
+    assert not sum(roundings)
+    run.step = 90
+    assert hook.stepped(run) == {"qat/uses": 0.0}
+    roundings.clear()
+    rounded = compiled(tokens_BT).hidden_BTD
+    maps = len(linear_weights(run.model))
+    assert sum(roundings) >= maps, "the compiled graphs round the weight of every map"
+    assert hook.stepped(run) == {"qat/uses": float(maps)}
+    assert torch.allclose(rounded, run.model(tokens_BT).hidden_BTD, atol=1e-6)
+    assert not torch.allclose(rounded, plain, atol=1e-3)
+    rounded.sum().backward()
+    assert part(run.model, "depth.blocks.0.ffn.input").weight.grad is not None
+
+
+@pytest.mark.parametrize("power", [0.0, 0.4, 1.0])
+def test_steps_in_a_graph_are_those_of_the_artifact(power: float) -> None:
+    weight_RC = gaussian() * torch.logspace(-12, 12, 32)[:, None]
+    weight_RC[3] = 0
+    expected_R = torch.from_numpy(steps_of(row_exponents(weight_RC, -0.5, power)))
+    assert torch.allclose(row_steps(weight_RC, -0.5, power), expected_R, rtol=1e-6)
 
 
 def test_rounding_that_is_silently_inactive_is_an_error() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fairway.artifact.parts import Integers, Packed, Packing, PackingConfig, exact_settings, within
+from fairway.artifact.steps import OCTAVES, steps_of
 from fairway.core.config import Source
 
 SOURCE = Source("Dettmers et al.", 2023, "arXiv:2305.14314")
@@ -38,7 +39,6 @@ LEVELS = (
 ZERO = 7
 RESOLUTION = 32
 """Scales per octave: 1 % apart, as finely as 8 bits in double quantisation."""
-_OCTAVES = 100
 
 
 class Config(PackingConfig):
@@ -52,16 +52,16 @@ class NormalFloat(Packing):
     """Arrays `scales` (one per group) and `codes`; settings `base` and `group`."""
 
     def plan(self, shape: tuple[int, ...], settings: Mapping[str, int]) -> dict[str, int]:
-        limit = _OCTAVES * RESOLUTION
+        limit = OCTAVES * RESOLUTION
         exact_settings(settings, {"base": (-limit, limit), "group": (1, 2**31 - 1)})
         return {"scales": -(-prod(shape) // settings["group"]), "codes": prod(shape)}
 
     def unpack(self, packed: Packed) -> Tensor:
         exponents = packed.arrays["scales"].astype(np.int64) + packed.settings["base"]
-        within(exponents, -_OCTAVES * RESOLUTION, _OCTAVES * RESOLUTION, "The scales of groups")
+        within(exponents, -OCTAVES * RESOLUTION, OCTAVES * RESOLUTION, "The scales of groups")
         within(packed.arrays["codes"], 0, len(LEVELS) - 1, "The codes")
         values = torch.tensor(LEVELS)[torch.from_numpy(packed.arrays["codes"].astype(np.int64))]
-        scales = torch.from_numpy(scales_of(exponents))
+        scales = torch.from_numpy(steps_of(exponents, RESOLUTION))
         return (values * scales.repeat_interleave(packed.settings["group"])[: packed.size]).view(packed.shape)
 
 
@@ -70,21 +70,3 @@ def pack(codes: Integers, exponents: np.ndarray, shape: tuple[int, ...], group: 
     base = int(np.median(exponents))
     arrays = {"scales": (exponents - base).astype(np.int32), "codes": codes.reshape(-1).astype(np.int32)}
     return Packed("nf4", shape, arrays, {"base": base, "group": group})
-
-
-def nearest_exponents(scales: np.ndarray) -> np.ndarray:
-    """Exponents of the scales on the grid nearest to the given ones; zeros get those of the smallest scale
-    there is.
-    """
-    scales = np.asarray(scales, np.float64)
-    known = scales[scales > 0]
-    filled = np.where(scales > 0, scales, known.min() if known.size else 1.0)
-    limit = _OCTAVES * RESOLUTION
-    return np.clip(np.rint(np.log2(filled) * RESOLUTION), -limit, limit).astype(np.int64)
-
-
-def scales_of(exponents: np.ndarray) -> np.ndarray:
-    """The scales that exponents stand for, in float32."""
-    octave, part = np.divmod(exponents, RESOLUTION)
-    mantissas = np.array([2.0 ** (index / RESOLUTION) for index in range(RESOLUTION)], np.float32)
-    return np.ldexp(mantissas[part], octave.astype(np.int32))

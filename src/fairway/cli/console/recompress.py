@@ -42,6 +42,7 @@ def recompressed(
         "strength": fit["strength"],
         "bits_per_byte_before": before.bits_per_byte,
         "bits_per_byte_after": after["bits_per_byte"],
+        **({"note": fit["note"]} if fit["note"] else {}),
     }
 
 

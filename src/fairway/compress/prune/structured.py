@@ -1,11 +1,12 @@
-"""Removes whole hidden neurons of feed-forwards, or whole blocks, and builds the smaller model.
+"""Removes whole neurons, heads, channels, experts, features or blocks, and builds the smaller model.
 
-Neuron j of a hidden layer scores `||W_out[:, j]|| sqrt(sum h_j^2)`, what it adds to the output on
-calibration text; a gated pair counts as one neuron. The same number goes from every layer, and the output
-map of those that stay is refitted to the outputs before: `W' = W H[:, S] H[S, S]^-1`, H the second moments
-of the hidden values. Blocks are removed one by one, each time the one without which the loss on the text is
-least. Li et al. 2017 (whole filters); Ma et al. 2023 (coupled structures of language models). Shape key: R
-outputs, F hidden width, S neurons that stay.
+Neuron j of a hidden layer scores `||W_out[:, j]|| sqrt(sum h_j^2)`, what it adds to the output on calibration text; a
+gated pair counts as one neuron. So do Mamba's inner channels, and features of the residual stream for the maps that
+read it; heads (with their key group) score the mean absolute gradient at their gate, experts the share of tokens that
+choose them. The same number goes from every layer, and the output map of those that stay is refitted to the outputs
+before: `W' = W H[:, S] H[S, S]^-1`, H the second moments of the hidden values. Blocks are removed one by one, each time
+the one without which the loss on the text is least. Li et al. 2017 (whole filters); Ma et al. 2023 (coupled structures
+of language models). Shape key: R outputs, F hidden width, S neurons that stay.
 """
 
 import copy
@@ -16,10 +17,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fairway.compress.calibrate import gather, linear_weights
 from fairway.compress.curvature import mean_loss
 from fairway.compress.parts import Pruned, Pruner, PrunerConfig
-from fairway.compress.solve import damped
+from fairway.compress.smaller import (
+    Chosen,
+    Refit,
+    best,
+    rebuilt,
+    without_channels,
+    without_experts,
+    without_features,
+    without_heads,
+)
 from fairway.core.config import Source
 from fairway.core.errors import ConfigError
 from fairway.core.log import Event, Listener, silent
@@ -35,11 +44,13 @@ class Config(PrunerConfig):
     """Settings of structured pruning."""
 
     sparsity: float = Field(default=0.25, ge=0, lt=1)
-    """Share of the neurons, or of the blocks, to remove."""
-    unit: Literal["neurons", "blocks"] = "neurons"
-    """What is removed."""
+    """Share of the units to remove."""
+    unit: Literal["neurons", "heads", "channels", "experts", "width", "blocks"] = "neurons"
+    """What is removed: hidden neurons, attention heads with their key groups, Mamba's inner channels, experts, features
+    of the residual stream, or whole blocks.
+    """
     refit: bool = True
-    """Fit the output maps of the neurons that stay to the outputs before."""
+    """Fit the output maps of the neurons, heads or channels that stay to the outputs before."""
     damping: float = Field(default=0.01, gt=0)
     """Share of the mean second moment that is added to all, for the refit."""
 
@@ -58,28 +69,40 @@ class Structured(Pruner):
             raise ConfigError(
                 "Structured pruning weighs neurons by what they do on text, but no calibration text was given to it."
             )
+        share, damping = self.config.sparsity, self.config.damping if self.config.refit else None
+        if self.config.unit == "heads":
+            return Pruned(without_heads(model, share, calibration, damping))
         with torch.no_grad():
-            if self.config.unit == "blocks":
-                return Pruned(without_blocks(model, self.config.sparsity, calibration, listener))
-            return Pruned(self._without_neurons(model, calibration))
+            match self.config.unit:
+                case "blocks":
+                    return Pruned(without_blocks(model, share, calibration, listener))
+                case "channels":
+                    return Pruned(without_channels(model, share, calibration, damping))
+                case "experts":
+                    return Pruned(without_experts(model, share, calibration))
+                case "width":
+                    return Pruned(without_features(model, share, calibration))
+                case _:
+                    return Pruned(without_neurons(model, share, calibration, damping))
 
-    def _without_neurons(self, model: LanguageModel, calibration: Sequence[Tensor]) -> LanguageModel:
-        layers = feed_forwards(model)
-        hidden = {layer.output.weight.shape[1] for layer in layers.values()}
-        if len(hidden) != 1:
-            raise ConfigError("Neurons can be removed only where all layers have feed-forwards of one hidden width.")
-        stay = smaller_width(model.config, hidden.pop(), self.config.sparsity)
-        statistics, names = gather(model, calibration), linear_weights(model)
-        smaller = resized(model.config, stay).skeleton(model.vocabulary).to_empty(device="cpu")
-        state = dict(model.named_parameters())
-        for name, layer in layers.items():
-            found = statistics.get(names[layer.output])
-            gram_FF = found.gram_CC if found is not None else torch.eye(layer.output.weight.shape[1]).double()
-            score_F = layer.output.weight.double().norm(dim=0) * gram_FF.diagonal().sqrt()
-            chosen_S = score_F.topk(stay).indices.sort().values
-            state |= cut(name, layer, chosen_S, damped(gram_FF, self.config.damping) if self.config.refit else None)
-        smaller.load_state_dict({name: state[name].detach() for name, _ in smaller.named_parameters()})
-        return smaller
+
+def without_neurons(
+    model: LanguageModel, share: float, calibration: Sequence[Tensor], damping: float | None
+) -> LanguageModel:
+    """Every feed-forward without that share of its neurons."""
+    layers = feed_forwards(model)
+    widths = {layer.output.weight.shape[1] for layer in layers.values()}
+    if len(widths) != 1:
+        raise ConfigError("Neurons can be removed only where all layers have feed-forwards of one hidden width.")
+    hidden = widths.pop()
+    stay = smaller_width(model.config, hidden, share)
+    refit, chosen = Refit(model, calibration, damping), Chosen()
+    for name, layer in layers.items():
+        score_F = layer.output.weight.double().norm(dim=0) * refit.gram(layer.output).diagonal().sqrt()
+        stay_S = best(score_F, stay)
+        chosen[f"{name}."] = {hidden: stay_S, 2 * hidden: torch.cat((stay_S, stay_S + hidden))}
+        refit.add(layer.output, stay_S)
+    return rebuilt(model, resized(model.config, stay), chosen, refit.weights)
 
 
 def feed_forwards(model: LanguageModel) -> dict[str, Gated | Ungated]:
@@ -106,17 +129,6 @@ def resized(config: ModelConfig, hidden: int) -> ModelConfig:
         if _hidden(config, ratio) == hidden:
             return _with_ratio(config, ratio)
     raise ConfigError(f"No ratio of this feed-forward gives {hidden} neurons.")
-
-
-def cut(name: str, layer: Gated | Ungated, chosen_S: Tensor, gram_FF: Tensor | None) -> dict[str, Tensor]:
-    """The weights of a feed-forward with only the chosen neurons."""
-    hidden = layer.output.weight.shape[1]
-    rows = torch.cat((chosen_S, chosen_S + hidden)) if isinstance(layer, Gated) else chosen_S
-    output_RF = layer.output.weight.double()
-    output_RS = output_RF[:, chosen_S]
-    if gram_FF is not None:
-        output_RS = torch.linalg.solve(gram_FF[chosen_S][:, chosen_S], gram_FF[chosen_S] @ output_RF.T).T
-    return {f"{name}.input.weight": layer.input.weight[rows], f"{name}.output.weight": output_RS.float()}
 
 
 def without_blocks(

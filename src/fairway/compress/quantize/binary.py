@@ -1,9 +1,8 @@
 """The sign of each weight times a scale for each row or group.
 
-`q = sign(w)`, `s = mean|w|`, the best scale for signs (Rastegari et al. 2016). The strength sets how many
-weights share a scale: a row's columns are halved into groups while finer scales are asked for; past the
-coarsest, signs of the smallest weights give way to the row's majority so that fewer bits are needed.
-Removed weights stay zero. Shape key: R rows, C columns.
+`q = sign(w)`, `s = mean|w|`, the best scale for signs (Rastegari et al. 2016). Where the cap asks for less than a bit
+a weight (strengths above 0), weights below a share of their group's mean magnitude all take the sign +1, and the scale
+is the mean of `q w`. Removed weights stay zero. Shape key: R rows, C columns.
 """
 
 import numpy as np
@@ -35,6 +34,7 @@ class Binary(Quantizer):
     """Packs as `rows` with codes -1 and 1 (0 where removed)."""
 
     coarsest = 6.0
+    bound = "it has no more than two levels, and compress.quantize.group alone can add scales"
 
     def __init__(self, config: Config) -> None:
         self.group = config.group

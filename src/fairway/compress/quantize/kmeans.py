@@ -43,6 +43,8 @@ class Config(QuantizerConfig):
 class KMeans(Quantizer):
     """Packs as `codebook` or `sparse`."""
 
+    bound = "more compress.quantize.clusters, or a lower compress.finest, would be finer"
+
     def __init__(self, config: Config) -> None:
         self.config = config
 

@@ -10,10 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fairway.artifact.steps import steps_of
 from fairway.compress.calibrate import linear_weights
 from fairway.compress.parts import Quantizer, QuantizerConfig
-from fairway.compress.steps import RowRounding, row_exponents
+from fairway.compress.steps import RowRounding, row_steps
 from fairway.core.config import Source
 from fairway.core.errors import TrainingError
 from fairway.model.linear import Linear
@@ -86,8 +85,8 @@ def straight_through(weight: Tensor | None, strength: float, power: float) -> Te
     assert weight is not None
     with torch.no_grad():
         rows_RC = weight.detach().float().view(-1, weight.shape[-1])
-        steps_R = torch.from_numpy(steps_of(row_exponents(rows_RC, strength, power)))[:, None]
-        change = (torch.round(rows_RC / steps_R) * steps_R - rows_RC).view(weight.shape).to(weight.dtype)
+        steps_R1 = row_steps(rows_RC, strength, power)[:, None]
+        change = (torch.round(rows_RC / steps_R1) * steps_R1 - rows_RC).view(weight.shape).to(weight.dtype)
     return weight + change
 
 

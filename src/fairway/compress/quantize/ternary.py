@@ -34,6 +34,7 @@ class Ternary(Quantizer):
     """Packs as `rows` with codes -1, 0 and 1."""
 
     coarsest = 4.0
+    bound = "it has no more than three levels"
 
     def __init__(self, config: Config) -> None:
         self.rounds = config.rounds

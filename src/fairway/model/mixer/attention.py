@@ -26,6 +26,8 @@ class Config(MixerConfig):
     heads: int = Field(default=6, ge=1)
     key_groups: int | None = Field(default=None, ge=1)
     """Heads of keys and values; fewer than `heads` shares them (1: multi-query). As many as heads if not given."""
+    head_width: int | None = Field(default=None, ge=1)
+    """Features of each head; the model's width over `heads` if not given."""
     window: int | None = Field(default=None, ge=1)
     """Tokens a query may see, itself included; all if not given."""
     softcap: float | None = Field(default=None, gt=0)
@@ -42,16 +44,18 @@ class Config(MixerConfig):
         return self
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: B008
-        if width % self.heads:
+        if self.head_width is None and width % self.heads:
             fitting = [heads for heads in range(1, width + 1) if width % heads == 0 and heads <= 64]
-            raise ValueError(f"{self.heads} heads do not divide the width {width}; {fitting} would")
+            raise ValueError(
+                f"{self.heads} heads do not divide the width {width}; {fitting} would, or any with a head_width"
+            )
         return Attention(width, self, site)
 
     def isolates_documents(self) -> bool:
         return True
 
     def value_features(self, width: int) -> int:
-        return (self.key_groups or self.heads) * (width // self.heads)
+        return (self.key_groups or self.heads) * (self.head_width or width // self.heads)
 
 
 class Attention(Mixer):
@@ -61,11 +65,11 @@ class Attention(Mixer):
         super().__init__()
         self.config = config
         self.groups = config.key_groups or config.heads
-        self.head_width = width // config.heads
-        self.query = Linear(width, width)
+        self.head_width = config.head_width or width // config.heads
+        self.query = Linear(width, config.heads * self.head_width)
         self.key = Linear(width, self.groups * self.head_width)
         self.value = Linear(width, self.groups * self.head_width)
-        self.output = Linear(width, width, gain=0.0)
+        self.output = Linear(config.heads * self.head_width, width, gain=0.0)
         self.position = site.position.build(self.head_width, site.context, width) if site.position else None
         self.norm = site.norm.build(self.head_width, "qk") if config.qk_norm and site.norm else None
         self.gain_H = nn.Parameter(torch.empty(config.heads)) if self.norm is not None else None

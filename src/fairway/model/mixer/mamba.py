@@ -29,6 +29,8 @@ class Config(MixerConfig):
 
     expansion: int = Field(default=2, ge=1)
     """Inner width over model width."""
+    inner: int | None = Field(default=None, ge=1)
+    """Inner width; `expansion` times the model's width if not given."""
     states: int = Field(default=16, ge=1)
     """State width of each inner channel."""
     taps: int = Field(default=4, ge=1)
@@ -51,7 +53,7 @@ class Mamba(Mixer):
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.inner = inner = config.expansion * width
+        self.inner = inner = config.inner or config.expansion * width
         self.rank = config.rank or math.ceil(width / 16)
         self.input = Linear(width, 2 * inner)
         self.select = Linear(inner, self.rank + 2 * config.states)
