@@ -58,7 +58,7 @@ def decoder(path: Path, vocabulary: int, threads: int, tokens: int) -> Callable[
     """Decodes some tokens greedily from token 0, through the C interface alone."""
     import llama_cpp
 
-    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(silent, None)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
