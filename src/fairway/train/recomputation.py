@@ -19,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from fairway.model.lm import LanguageModel
 from fairway.model.values import Aux, Runner, Stretch
 from fairway.ops.attention.native import FUSED
+from fairway.ops.experts.native import MIXED
 from fairway.train.segmentation import Costs, Segment, revolve_split
 
 Result = tuple[Tensor, list[Aux]]
 Planner = Callable[[int, Callable[[], Costs]], list[Segment]]
 
-PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, FUSED})
+PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, FUSED, MIXED})
 """What `selective` keeps: the outputs of products with weights, and of fused attention, which holds no scores."""
 
 
