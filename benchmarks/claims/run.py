@@ -1,19 +1,21 @@
 """Answers a claim by training its arms, and keeps the answer.
 
-    python benchmarks/claims/run.py NAME [--seeds 3] [--seconds 60 | --steps 500] [--smoke]
+    python benchmarks/claims/run.py NAME [--seeds 3] [--seconds 60 | --steps 500] [--threads 1] [--smoke]
     python benchmarks/claims/run.py --all
     python benchmarks/claims/run.py --list
     python benchmarks/claims/run.py --page
 
 Every run is a process of its own; seeds take turns over the arms, so that a change of the machine meets all alike. A
 finished run is kept in `runs/claims/NAME/`, and the same command goes on from there. Answers go to
-`benchmarks/results/claims/NAME.json`, and `--page` writes `docs/claims.md` from them. `--smoke` trains a few steps of
+`benchmarks/results/claims/NAME.json`, and `--page` writes `docs/claims.md` from them. `--threads` limits
+every run; claims share no files, so that several commands may work side by side. `--smoke` trains a few steps of
 everything, to see that a claim works; its answers mean nothing and are kept apart.
 """
 
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
 import time
@@ -137,8 +139,8 @@ class Campaign:
         return json.loads(done.stdout.splitlines()[-1])
 
     def _data(self, recipe: Recipe) -> Path:
-        """The prepared text of a recipe; runs with the same text and tokenizer share it."""
-        run = Run(recipe, self.folder.parent / "data" / recipe.data.fingerprint()[:16])
+        """The prepared text of a recipe; runs of a claim with the same text and tokenizer share it."""
+        run = Run(recipe, self.folder / "data" / recipe.data.fingerprint()[:16])
         run.data = run.folder
         manifest: Manifest = run.prepare(silent)
         return manifest.folder
@@ -168,6 +170,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--seconds", type=float, help="of a run, for claims measured in seconds")
     parser.add_argument("--steps", type=int, help="of a run, for claims measured in steps")
+    parser.add_argument("--threads", type=int, help="of every run; all cores, or OMP_NUM_THREADS, if not given")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "claims")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -183,6 +186,8 @@ def _obey(chosen: argparse.Namespace) -> int:
     if chosen.one:
         one(json.loads(chosen.one))
         return 0
+    if chosen.threads:
+        os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
     if chosen.list:
         for name in names():
             print(f"{name:<28}{read_claim(name).question}")

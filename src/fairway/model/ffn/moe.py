@@ -22,7 +22,7 @@ from fairway.core.errors import ConfigError
 from fairway.model import routing
 from fairway.model.activation import ACTIVATIONS
 from fairway.model.parts import NO_CONTEXT, Aux, Context, Ffn, FfnConfig, Role, Site, State
-from fairway.ops.experts import grouped, naive
+from fairway.ops.experts import naive, native
 
 SOURCE = Source("Shazeer et al.", 2017, "arXiv:1701.06538")
 
@@ -195,7 +195,7 @@ class MixtureOfExperts(Ffn):
         chosen = self._choose(logits_NE)
         load_E = routing.load(chosen.expert_A, self.config.routed)
         kept = self._within_capacity(chosen)
-        y_ND = grouped.mix(
+        y_ND = native.mix(
             x_ND, kept.token_A, kept.expert_A, kept.gate_A, self.input_EJD, self.output_EDF, self.activation,
             gated=self.config.gated,
         )  # fmt: skip

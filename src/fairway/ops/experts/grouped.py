@@ -34,7 +34,7 @@ def mix(
 
     An expert without tokens gets a zero gradient, not none.
     """
-    dtype = _product_dtype(x_ND)
+    dtype = product_dtype(x_ND)
     order_A = expert_A.argsort(stable=True)
     counts = expert_A.bincount(minlength=len(input_EJD)).tolist()
     source_A = token_A.index_select(0, order_A)
@@ -82,7 +82,7 @@ def _activated(h_AJ: Tensor, activation: Activation, *, gated: bool) -> Tensor:
     return activation(gate_AF) * value_AF
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """What autocast would multiply in; casting all experts at once costs less than one by one."""
     device = x.device.type
     return (
