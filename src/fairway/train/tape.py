@@ -45,7 +45,7 @@ class Tape(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # two wrappers around every operation less; a tape is not used in compiled models
+        return False  # two wrappers less around every operation; compilation leaves code under a mode alone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
