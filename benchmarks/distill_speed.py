@@ -72,7 +72,7 @@ def loop_of(name: str, chosen: argparse.Namespace, folder: Path) -> Loop:
 def steps(loop: Loop, count: int) -> list[dict[str, Any]]:
     """Steps that stand at the beginning of a run, so that a cache knows them all."""
     loop.clock.step = 0
-    return [loop._step(Moment(0.5, 1e9, done=False, save=False, stop=False)) for _ in range(count)]
+    return [loop.advance(Moment(0.5, 1e9, done=False, save=False, stop=False)) for _ in range(count)]
 
 
 def prepare(name: str, chosen: argparse.Namespace, folder: Path) -> Prepared:
