@@ -136,6 +136,3 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Tensor | None) -> tuple[Tenso
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-MIXED = torch.ops.fairway.experts.default
-"""The op as dispatch modes see it."""
