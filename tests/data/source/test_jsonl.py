@@ -25,7 +25,7 @@ def documents(path: Path, **settings: object) -> list[bytes]:
     [
         ("a.jsonl", LINES),
         ("a.ndjson", LINES[:-1]),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a.jsonl.xz", lzma.compress(LINES)),
         ("a.jsonl.bz2", bz2.compress(LINES)),
         ("a.jsonl.zst", zstandard.compress(LINES[:20]) + zstandard.compress(LINES[20:])),
