@@ -15,7 +15,7 @@ KERNELS = sorted(
     [*PACKAGE.glob("ops/*/kernel.cpp"), *PACKAGE.glob("artifact/coder/*.cpp"), *PACKAGE.glob("data/kernel/*.cpp")]
 )
 HEADERS = sorted([*PACKAGE.glob("ops/kernel/*.h"), *PACKAGE.glob("data/kernel/*.h")])
-SAFE = {"algorithm", "cmath", "cstdint", "cstdlib", "cstring", "immintrin.h"}
+SAFE = {"algorithm", "cmath", "cstdint", "cstdlib", "cstring", "immintrin.h", "sys/mman.h"}
 ARM = "aarch64-linux-gnu"
 HERE = Path(__file__).parent
 
