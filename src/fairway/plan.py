@@ -75,7 +75,7 @@ class Plan:
     state_bytes: int
     """Weights, gradients, optimizer state and averages."""
     saved_activation_bytes: int
-    """What the backward pass of a step keeps."""
+    """What autograd keeps for the backward pass of a step, beside what recomputation keeps of the blocks."""
     recomputation: str
     """Kind of recomputation."""
     predicted_activation_bytes: int
@@ -224,7 +224,7 @@ class _RandomTokens(Batches):
 
 
 def _preflight(recipe: Recipe, vocabulary: int) -> _Trial:
-    """Times real steps of the recipe's own loop, and counts what the backward pass keeps."""
+    """Times real steps of the recipe's own loop, and counts what autograd keeps."""
     machine.use_threads()
     model = recipe.model.build(vocabulary, recipe.seed, machine.select(recipe.device))
     took: list[float] = []

@@ -49,11 +49,12 @@ def _costs(found: "Plan", model: "ModelConfig") -> dict[str, str]:
     from fairway.cli.console import output
     from fairway.core.budget import show_bytes, show_seconds
 
+    kept = "activations" if found.recomputation == "none" else "activations outside recomputed blocks"
     return {
         "model": f"width {model.width}, {model.depth.layers} layers, vocabulary {found.vocabulary:,}",
         "artifact": f"{output.size(found.artifact_bytes)} predicted at {found.bits_per_weight:.2f} bits a weight, "
         f"cap {output.size(found.bytes_cap)}",
-        "memory": f"{show_bytes(found.peak_memory_bytes)}, of it activations "
+        "memory": f"{show_bytes(found.peak_memory_bytes)}, of it {kept} "
         f"{show_bytes(found.saved_activation_bytes)}, weights and states {show_bytes(found.state_bytes)}",
         "recomputation": f"{found.recomputation}: blocks keep {show_bytes(found.predicted_activation_bytes)} "
         f"at the peak by its plan, {found.recomputed_blocks:g} of them run once more",

@@ -33,10 +33,14 @@ def score_in_fresh_process(artifact: Path, data: Path, config: EvaluateConfig, l
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         last: dict[str, Any] = {}
-        for line in process.stdout:
-            last = json.loads(line)
-            if "fraction" in last:
-                listener(Event("evaluate", last["fraction"]))
+        try:
+            for line in process.stdout:
+                last = json.loads(line)
+                if "fraction" in last:
+                    listener(Event("evaluate", last["fraction"]))
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode or "bits_per_byte" not in last:
         raise EvaluationError(last.get("error") or f"The scoring process ended with exit code {process.returncode}.")
     return last
