@@ -1,4 +1,4 @@
-"""Mamba, Mamba-2 and RWKV-4 against the slow paths of `transformers`, with the same weights."""
+"""Mamba, Mamba-2 and RWKV-4 against the slow paths of `transformers`, and `mambapy`, with the same weights."""
 
 import warnings
 from typing import Any
@@ -59,10 +59,9 @@ def same(ours: Mixer, theirs: Any) -> None:
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_mamba_is_that_of_transformers() -> None:
-    ours: Any = perturbed(MambaConfig().build(WIDTH))
-    config = theirs_mamba.MambaConfig(hidden_size=WIDTH, state_size=16, expand=2, num_hidden_layers=1)
-    values = {
+def mamba_values(ours: Any) -> dict[str, Tensor]:
+    """The weights under the names that the published code gives them."""
+    return {
         "A_log": ours.A_log_EN,
         "D": ours.skip_E,
         "conv1d.weight": ours.conv_EK,
@@ -73,7 +72,19 @@ def test_mamba_is_that_of_transformers() -> None:
         "dt_proj.bias": ours.step_bias_E,
         "out_proj.weight": ours.output.weight,
     }
-    same(ours, copied(theirs_mamba.MambaMixer(config, 0), values))
+
+
+def test_mamba_is_that_of_transformers() -> None:
+    ours: Any = perturbed(MambaConfig().build(WIDTH))
+    config = theirs_mamba.MambaConfig(hidden_size=WIDTH, state_size=16, expand=2, num_hidden_layers=1)
+    same(ours, copied(theirs_mamba.MambaMixer(config, 0), mamba_values(ours)))
+
+
+def test_mamba_is_that_of_mambapy() -> None:
+    mambapy = pytest.importorskip("mambapy.mamba")
+    ours: Any = perturbed(MambaConfig().build(WIDTH))
+    block = mambapy.MambaBlock(mambapy.MambaConfig(d_model=WIDTH, n_layers=1))
+    same(ours, copied(block, mamba_values(ours)))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
