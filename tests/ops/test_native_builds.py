@@ -78,7 +78,7 @@ def test_the_kernel_tests_pass_under_the_address_and_undefined_behaviour_sanitiz
     loaded = "from fairway.core import native; native.kernel('relu2_forward'); print(open('/proc/self/maps').read())"
     assert f"{home}/fairway/ops/kernel/libfairway.so" in run(sys.executable, "-c", loaded, **environment)
     tests = [
-        *(path for path in HERE.iterdir() if path.name != Path(__file__).name),
+        *(path for path in HERE.rglob("test_*.py") if path != Path(__file__)),
         HERE.parent / "artifact" / "coder",
         HERE.parent / "data" / "test_native_words.py",
     ]
