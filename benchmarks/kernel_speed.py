@@ -23,7 +23,7 @@ from kernel_cases import Case, Function, cases
 
 from fairway.core.device import keep_freed_memory
 from fairway.core.probe import machine, versions
-from fairway.core.storage import write_json
+from fairway.core.storage import read_json, write_json
 from report import RESULTS
 
 SIZE = 1024
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="operations whose name contains this")
+    parser.add_argument("--only", default="", help="operations whose name contains this; others stay as they are")
     parser.add_argument("--contend")
     parser.add_argument("--way", default="ours")
     parser.add_argument("--allocator", action="store_true")
@@ -173,7 +173,9 @@ def main() -> None:
     limit = limits(chosen.threads, chosen.rounds)
     print(f"bf16 products {limit[0] / 1e9:,.0f} GFLOP/s, copies {limit[1] / 1e9:.1f} GB/s")
     names = [name for name in cases() if chosen.only.lower() in name.lower()]
-    table = {name: race(name, chosen.threads, chosen.rounds, limit) for name in names}
+    path = RESULTS / f"kernel_speed_{chosen.threads}t.json"
+    kept = read_json(path)["operations"] if chosen.only and path.exists() else {}
+    table = kept | {name: race(name, chosen.threads, chosen.rounds, limit) for name in names}
     record = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -181,7 +183,7 @@ def main() -> None:
         "limits": {"bf16_flops": limit[0], "copy_bytes_per_second": limit[1]},
         "operations": table,
     }
-    write_json(RESULTS / f"kernel_speed_{chosen.threads}t.json", record)
+    write_json(path, record)
 
 
 if __name__ == "__main__":
