@@ -38,7 +38,7 @@ from fairway.data.tokenizer.byte import ByteTokenizer
 from fairway.model.lm import FFN, ModelConfig
 from fairway.model.parts import initialise
 from fairway.report.anatomy import anatomy
-from fairway.train.loop import Loop, TrainConfig
+from fairway.train.loop import Loop, Moment, TrainConfig
 from fairway.train.meter import Meter
 from report import RESULTS
 
@@ -72,7 +72,7 @@ def training(model: dict[str, Any], batch: int, context: int) -> Prepared:
     built.train()
 
     def run() -> None:
-        loop._step(loop._agree())
+        loop.advance(Moment(0.5, 1e9, done=False, save=False, stop=False))
 
     return run, {"tokens": batch * context, "flops": built.flops(context)}
 

@@ -79,7 +79,7 @@ def prepare_ours(name: str, shape: Shape, device: str) -> Prepared:
     from fairway.core.budget import Budget
     from fairway.core.config import override
     from fairway.data.batches import Batch
-    from fairway.train.loop import Loop, TrainConfig
+    from fairway.train.loop import Loop, Moment, TrainConfig
     from fairway.train.meter import Meter
 
     model = config(shape).build(shape.vocabulary, seed=0, device=device)
@@ -90,7 +90,7 @@ def prepare_ours(name: str, shape: Shape, device: str) -> Prepared:
     loop = Loop(model, batches, train, Budget(steps=10**6), 0, Path(), {}, Meter(1.0, 1.0))
 
     def step() -> float:
-        return loop._step(loop._agree())["train/loss"]
+        return loop.advance(Moment(0.5, 1e9, done=False, save=False, stop=False))["train/loss"]
 
     return _running(step, shape, device, model)
 
