@@ -125,6 +125,24 @@ def solvers(record: dict[str, Any]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
+def dynamic(record: dict[str, Any]) -> Iterator[str]:
+    """Experts and mixture of depths beside what they replace."""
+    yield "## dynamic computation"
+    yield f"One thread; {where(record)}"
+    lines = ["| comparison | measured | goal |", "|---|---|---|"]
+    for name, ratio in record["ratios"].items():
+        kind, bound = ("time", "at most") if name == "mixture of depths" else ("tokens/s", "at least")
+        compared = f"{name} against the dense model" if kind == "time" else name
+        lines.append(f"| {compared}: {kind} over that of the other | {ratio:.2f} | {bound} {record['goals'][name]} |")
+    once, often = record["loops"]["applied once"], record["loops"]["applied four times"]
+    for what in ("parameters", "weights"):
+        name = "bytes of the weights" if what == "weights" else what
+        lines.append(
+            f"| a block applied four times, less the same applied once: {name} | {often[what] - once[what]} | 0 |"
+        )
+    yield "\n".join(lines)
+
+
 def cell(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
@@ -148,6 +166,8 @@ def page() -> str:
             parts += sizes(record)
         elif "operations" in record:
             parts += kernels(record)
+        elif "loops" in record:
+            parts += dynamic(record)
         elif "rows" in record:
             parts += solvers(record)
         elif "table" in record:
