@@ -34,13 +34,11 @@ def mix(
     gated: bool,
 ) -> Tensor:
     """The same as `grouped.mix`; in bfloat16, all that lies between the products stays in float32."""
-    dtype = grouped.product_dtype(x_ND)
-    if not _serves(x_ND.to(dtype), input_EJD, output_EDF, activation, len(expert_A)):
+    rows_ND = x_ND.to(grouped.product_dtype(x_ND))
+    if not _serves(rows_ND, input_EJD, output_EDF, activation, len(expert_A)):
         return grouped.mix(x_ND, token_A, expert_A, gate_A, input_EJD, output_EDF, activation, gated=gated)
     point = _ORDER.index(activation)
-    return _forward(
-        x_ND.to(dtype), token_A, expert_A, gate_A.float(), input_EJD, output_EDF, point, gated
-    )[0]  # fmt: skip
+    return _forward(rows_ND, token_A, expert_A, gate_A.float(), input_EJD, output_EDF, point, gated)[0]
 
 
 def _serves(x_ND: Tensor, input_EJD: Tensor, output_EDF: Tensor, activation: Activation, assignments: int) -> bool:
