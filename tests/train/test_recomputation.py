@@ -1,6 +1,5 @@
 """What runners really evaluate and keep, against counts, formulas and a memory tracker."""
 
-import weakref
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from fairway.train.recompute.optimal import Config as Optimal
 from fairway.train.recompute.segments import Config as Segments
 from fairway.train.segmentation import cheapest_segments, equal_segments, revolve_split
 from fairway.train.settings import fitted
+from laws.live_memory import Memory
 
 WIDTH = 256
 BATCH, TIME = 16, 16
@@ -51,30 +51,6 @@ class Chain(nn.Module):
         assert [name for aux in auxes for name in aux.losses] == [str(index) for index in range(count)]
         loss = y_BTD.square().mean() + sum(aux.loss() for aux in auxes)
         return list(torch.autograd.grad(loss, [x_BTD, *self.weights]))
-
-
-class Memory(TorchDispatchMode):
-    """Bytes of tensors alive that were made inside, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.seen:
-                storage = tensor.untyped_storage()
-                self.seen.add(storage.data_ptr())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.data_ptr(), storage.nbytes())
-        return result
-
-    def _freed(self, address: int, size: int) -> None:
-        self.seen.discard(address)
-        self.now -= size
 
 
 def runners(chain: Chain) -> dict[str, Runner]:

@@ -1,12 +1,10 @@
 """Recomputation along time: the same values, states and gradients, for memory near that of inputs and outputs."""
 
-import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.core.config import Slot
 from fairway.core.seed import generator
@@ -19,6 +17,7 @@ from fairway.train import recomputation
 from fairway.train.recomputation import Pieces, in_pieces, may_be_cut, measure
 from fairway.train.recompute.none import Config as Nothing
 from fairway.train.recompute.pieces import Config
+from laws.live_memory import Memory
 
 MIXERS = Slot("fairway.model.mixer", "attention", pattern=True)
 RECURRENT = sorted(set(MIXERS.kinds()) - {"attention"})
@@ -132,35 +131,11 @@ def test_a_window_that_a_piece_does_not_fill_grows_the_state() -> None:
     assert not may_be_cut(block, 64, 64)
 
 
-class Live(TorchDispatchMode):
-    """The most bytes of tensors that were alive at a time, of those made or seen inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.seen:
-                storage = tensor.untyped_storage()
-                self.seen.add(storage.data_ptr())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.data_ptr(), storage.nbytes())
-        return result
-
-    def _freed(self, address: int, size: int) -> None:
-        self.seen.discard(address)
-        self.now -= size
-
-
 def peak(part: Stateful, tokens: int, length: int | None) -> float:
     """Peak of a training step over the bytes of its input, its output and their gradients, of which it keeps one."""
     x_BTD = torch.randn(1, tokens, 64, generator=generator(5)).requires_grad_()
     assert isinstance(part, Mixer)
-    with Live() as live:
+    with Memory() as live:
         y_BTD = part(x_BTD)[0] if length is None else in_pieces(part, x_BTD, None, NO_CONTEXT, length)[0]
         y_BTD.backward(torch.ones_like(y_BTD))
     return live.peak / (4 * x_BTD.nbytes)
@@ -182,7 +157,7 @@ def test_the_prediction_is_what_a_model_saves() -> None:
         model.block_runner = runner
         tokens_BT = torch.randint(0, 64, (4, 256), generator=generator(1))
         model(tokens_BT).hidden_BTD.sum().backward()
-        with Live() as live:
+        with Memory() as live:
             model(tokens_BT).hidden_BTD.sum().backward()
         return live.peak
 
