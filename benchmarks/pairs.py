@@ -46,9 +46,16 @@ def serve(prepare: Callable[[], tuple[Callable[[], None], dict[str, Any]]]) -> N
 
 
 def measure(
-    commands: dict[str, Sequence[str]], rounds: int, threads: int, environment: dict[str, str] | None = None
+    commands: dict[str, Sequence[str]],
+    rounds: int,
+    threads: int,
+    environment: dict[str, str] | None = None,
+    patience: float | None = None,
 ) -> dict[str, Measured]:
-    """Runs every command as a contender and lets them take turns."""
+    """Runs every command as a contender and lets them take turns.
+
+    A contender that has spent `patience` seconds on its turns is given no more; its first it gets in any case.
+    """
     settings = {**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})}
     racers = {
         name: subprocess.Popen(
@@ -61,6 +68,8 @@ def measure(
     disturbed = dict.fromkeys(racers, 0)
     for _ in range(rounds):
         for name, racer in racers.items():
+            if patience is not None and sum(wall for _, wall in results[name]) > patience:
+                continue
             for attempt in range(TRIES):
                 pair, others = _turn(name, racer, threads)
                 if others <= BUSY or attempt == TRIES - 1:

@@ -1,6 +1,6 @@
 """What `sequence_speed.py` measures: a layer's training step, its peak memory, decoding, and a model's training step.
 
-`python benchmarks/sequence_parts.py '{"what": "peak", ...}'` measures one thing in a process of its own and prints it
+`python benchmarks/sequence_parts.py '{"what": "peaks", ...}'` measures one thing in a process of its own and prints it
 as JSON; that is how `alone` works.
 """
 
@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers.sequence_layers import mambapy_block, peer
 
 from fairway.core.config import Slot
+from fairway.core.device import keep_freed_memory, route_float32_products
 from fairway.core.seed import generator
-from fairway.model.parts import NO_CONTEXT, Mixer, Site, initialise
+from fairway.model.parts import NO_CONTEXT, Mixer, Site, State, initialise
 from fairway.train.recomputation import in_pieces
 
 WIDTH = 256
@@ -35,6 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {"heads": 4},
     "windowed attention": {"kind": "attention", "heads": 4, "window": 1_024},
 }
+REPEATED = 64
+"""Tokens that attention reads before its keys and values are repeated."""
+WARM, TIMED = 5, 100
+"""Tokens decoded after each context before the clock counts, and those it counts."""
 
 Prepared = tuple[Callable[[], None], dict[str, Any]]
 
@@ -121,23 +126,22 @@ def prepare_model(context: int, batch: int, **more: str) -> Prepared:
     return run, {"loss": first, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
-def peak(kind: str, context: int, piece: int | None) -> dict[str, float]:
-    """Most bytes of tensors alive in a training step of one layer, its input and the gradients of both ends included.
-
-    `resident` is what the step adds to the memory of its process at most, with the holes that the allocator leaves.
-    """
+def peaks(kind: str, contexts: list[int], pieces: list[int | None]) -> list[dict[str, float]]:
+    """Most bytes of tensors alive in a training step of one layer, input and the gradients of both ends included."""
     mixer = built(kind)
-    warm = inputs(1, 256).requires_grad_()
-    _by_pieces(mixer, warm, 128 if piece else None).sum().backward()
+    return [
+        {"context": context, "piece": piece or 0, "live": _peak(mixer, context, piece)}
+        for context in contexts
+        for piece in pieces
+    ]
+
+
+def _peak(mixer: Mixer, context: int, piece: int | None) -> float:
+    mixer.zero_grad()
     x, gradient = torch.zeros(1, context, WIDTH, requires_grad=True), torch.zeros(1, context, WIDTH)
     with Live() as live:
         _by_pieces(mixer, x, piece).backward(gradient)
-    x = torch.zeros(1, context, WIDTH, requires_grad=True)
-    before, highest = _resident(), [0]
-    stop = _watch(highest)
-    _by_pieces(mixer, x, piece).backward(gradient)
-    stop()
-    return {"live": float(live.peak), "resident": float(highest[0] - before)}
+    return float(live.peak)
 
 
 class Live(TorchDispatchMode):
@@ -169,44 +173,50 @@ def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:
     return mixer(x)[0] if piece is None else in_pieces(mixer, x, None, NO_CONTEXT, piece)[0]
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _watch(highest: list[int]) -> Callable[[], None]:
-    """Clears the kernel's mark of the largest resident memory; the function it gives reads it."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-    def stop() -> None:
-        status = Path("/proc/self/status").read_text()
-        highest[0] = int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-    return stop
-
-
 @torch.inference_mode()
-def decoded(kind: str, context: int) -> dict[str, float]:
-    """Median seconds of one more token, bytes of the state, and the bytes that the mixer's card says."""
+def decoded(kind: str, contexts: list[int]) -> list[dict[str, float]]:
+    """Median seconds of one more token after each context, bytes of the state, and the bytes that the card says.
+
+    Contexts take turns, token by token. The state comes from reading that many tokens; attention without a window
+    reads a few and repeats their keys and values.
+    """
+    keep_freed_memory()
+    route_float32_products()
     mixer = built(kind)
-    short = 64
-    _, state = mixer(inputs(1, short))
-    if kind.endswith("attention") and kind != "linear_attention":
-        window = mixer.config.window
-        state = tuple(_lengthened(x, short, context, context if window is None else window - 1) for x in state)
-    token, times = inputs(1, 1), []
-    for _ in range(40):
-        start = time.perf_counter()
-        mixer(token, state)
-        times.append(time.perf_counter() - start)
-    held = sum(x.nbytes for x in state)
-    return {"seconds": statistics.median(times), "bytes": held, "card": mixer.state_bytes(context)}
+    states = [_read(kind, mixer, context) for context in contexts]
+    token = inputs(1, 1)
+    times: list[list[float]] = [[] for _ in contexts]
+    for turn in range(WARM + TIMED):
+        for state, taken in zip(states, times, strict=True):
+            start = time.perf_counter()
+            mixer(token, state)
+            if turn >= WARM:
+                taken.append(time.perf_counter() - start)
+    return [
+        {
+            "context": context, "seconds": statistics.median(taken), "bytes": sum(x.nbytes for x in state),
+            "card": mixer.state_bytes(context),
+        }
+        for context, state, taken in zip(contexts, states, times, strict=True)
+    ]  # fmt: skip
 
 
-def _lengthened(x: Tensor, short: int, context: int, kept: int) -> Tensor:
+def _read(kind: str, mixer: Mixer, context: int) -> State:
+    """The state after a context."""
+    if kind == "attention":
+        _, state = mixer(inputs(1, REPEATED))
+        return tuple(_lengthened(x, REPEATED, context) for x in state)
+    state = None
+    for start in range(0, context, 1_024):
+        _, state = mixer(inputs(1, min(1_024, context - start)), state)
+    assert state is not None
+    return state
+
+
+def _lengthened(x: Tensor, short: int, context: int) -> Tensor:
     """A part of attention's state as after `context` tokens: keys or values repeated, the count of tokens set."""
     if x.ndim == 4:
-        held = min(context, kept)
-        return x.repeat(1, 1, -(-held // short), 1)[:, :, :held].contiguous()
+        return x.repeat(1, 1, -(-context // short), 1)[:, :, :context].contiguous()
     return torch.where(x == short, context, x)
 
 
@@ -224,4 +234,4 @@ def alone(what: str, **job: Any) -> Any:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    print(json.dumps({"peak": peak, "decoded": decoded}[given.pop("what")](**given)))
+    print(json.dumps({"peaks": peaks, "decoded": decoded}[given.pop("what")](**given)))

@@ -1,15 +1,18 @@
 """Sequence layers on the CPU: training steps, cost against length, memory, decoding, and a whole Mamba model.
 
 `python benchmarks/sequence_speed.py [PART ...] [--kinds mamba gla] [--contexts 512 2048] [--threads 1] [--rounds 5]`.
-Parts, all by default:
+Parts, all by default, with what they take on one core:
 
 * `layer`: forward and backward of one layer, width 256, batch 4, with native kernels, with PyTorch alone, and by other
-  libraries with the same weights. A rate stands only where outputs and gradients by the input agree.
-* `length`: tokens a second at equal tokens a step, from context 512 to 8,192, over that at 512.
-* `memory`: peak memory of a training step against length; plain, and with the sequence computed again in pieces. The
-  tensors alive, over the bytes of input, output and their gradients; and what the process grew by.
-* `decode`: seconds and bytes of state a token against context, from 1,024 to 65,536.
-* `model`: the training step of a Mamba model of 6 layers, width 192, vocabulary 1,024, beside mambapy's.
+  libraries with the same weights, as installed and with the allocator's and oneDNN's settings of a run. A rate stands
+  only where outputs and gradients by the input agree. 7 minutes with `--contexts 512`, 11 with `--contexts 2048`.
+* `length`: tokens a second at equal tokens a step, from context 512 to 8,192, over that at 512. 8 minutes.
+* `memory`: most bytes of tensors alive in a training step against length, over those of input, output and their
+  gradients; plain, and with the sequence computed again in pieces. 3 minutes.
+* `decode`: seconds and bytes of state a token against context, from 1,024 to 65,536. 4 minutes.
+* `model`: the training step of a Mamba model of 6 layers, width 192, vocabulary 1,024, beside mambapy's. 2 minutes.
+
+A part measured in several commands keeps the rows that a command does not measure again.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
 import sequence_parts as parts
-from peers.sequence_layers import PEERS
+from peers.sequence_layers import installed
 
 from fairway.core.probe import machine, versions
-from fairway.core.storage import write_json
+from fairway.core.storage import read_json, write_json
 from report import RESULTS
 
 KINDS = (
@@ -40,6 +44,12 @@ PARTS = ("layer", "length", "memory", "decode", "model")
 AGREE = 1e-3
 LENGTHS = (512, 1_024, 2_048, 4_096, 8_192)
 DECODED = (1_024, 4_096, 16_384, 65_536)
+PATIENCE = 20.0
+"""Seconds after which a contender is given no more turns."""
+FAR_BEHIND = 20.0
+"""A peer so many times slower than native at a context is not asked about longer ones."""
+KEYS = ("context", "mixer", "by", "pieces of")
+"""What tells the rows of a table apart."""
 
 Table = list[dict[str, Any]]
 
@@ -48,7 +58,7 @@ def raced(chosen: argparse.Namespace, jobs: dict[str, dict[str, Any]]) -> dict[s
     """Runs jobs in processes of their own, taking turns."""
     own = [__file__, "--threads", str(chosen.threads), "--contend"]
     commands = {name: [*own, json.dumps(job)] for name, job in jobs.items()}
-    return pairs.measure(commands, chosen.rounds, chosen.threads)
+    return pairs.measure(commands, chosen.rounds, chosen.threads, patience=PATIENCE)
 
 
 def against(job: dict[str, Any], peers: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -62,19 +72,22 @@ def against(job: dict[str, Any], peers: Sequence[str]) -> dict[str, dict[str, An
 def layer(chosen: argparse.Namespace) -> Table:
     """One layer's training step at each context."""
     table: Table = []
-    for context in chosen.contexts:
-        for kind in chosen.kinds:
+    for kind in chosen.kinds:
+        peers = installed(kind)
+        for context in sorted(chosen.contexts):
             job = {"what": "layer", "kind": kind, "context": context, "batch": chosen.batch}
-            measured = raced(chosen, against(job, PEERS.get(kind, ())))
+            measured = raced(chosen, against(job, peers))
+            own = seconds(measured["native"], chosen.threads)
             for name, value in measured.items():
                 agrees = value.facts["error"] < AGREE
-                rate = chosen.batch * context / seconds(value, chosen.threads)
-                ratio = seconds(value, chosen.threads) / seconds(measured["native"], chosen.threads)
+                took = seconds(value, chosen.threads)
                 table.append({
-                    "context": context, "mixer": kind, "by": name, "tokens/s": rate if agrees else None,
-                    "native is faster": ratio if agrees and measured["native"].facts["error"] < AGREE else None,
-                    "error": value.facts["error"], "spread": value.spread,
+                    "context": context, "mixer": kind, "by": name,
+                    "tokens/s": chosen.batch * context / took if agrees else None,
+                    "native is faster": took / own if agrees and measured["native"].facts["error"] < AGREE else None,
+                    "error": value.facts["error"], "spread": value.spread, "rounds": value.rounds,
                 })  # fmt: skip
+            peers = [name for name in peers if seconds(measured[name], chosen.threads) < FAR_BEHIND * own]
     return table
 
 
@@ -97,37 +110,40 @@ def length(chosen: argparse.Namespace) -> Table:
 
 
 def memory(chosen: argparse.Namespace) -> Table:
-    """Peak memory of one layer's training step over the bytes of its input and output and their gradients."""
+    """Most memory of one layer's training step over the bytes of its input and output and their gradients."""
+    contexts = [context for context in LENGTHS if context <= chosen.longest]
     table: Table = []
     for kind in chosen.kinds:
-        for context in [context for context in LENGTHS if context <= chosen.longest]:
-            for piece in (None, 256):
-                found = parts.alone("peak", kind=kind, context=context, piece=piece)
-                ends = 4 * 4 * context * parts.WIDTH
-                table.append({
-                    "mixer": kind, "context": context, "pieces of": piece or "-", "MB": found["live"] / 1e6,
-                    "over inputs and outputs": found["live"] / ends, "process, MB": found["resident"] / 1e6,
-                })  # fmt: skip
+        for found in parts.alone("peaks", kind=kind, contexts=contexts, pieces=[None, 256]):
+            ends = 4 * 4 * found["context"] * parts.WIDTH
+            table.append({
+                "mixer": kind, "context": found["context"], "pieces of": found["piece"] or "-",
+                "MB": found["live"] / 1e6, "over inputs and outputs": found["live"] / ends,
+            })  # fmt: skip
     return table
 
 
 def decode(chosen: argparse.Namespace) -> Table:
     """One token after a context, batch 1: seconds, and bytes of state, which must be the technique card's."""
+    contexts = [context for context in DECODED if context <= chosen.farthest]
+    windowed = ["windowed attention"] if "attention" in chosen.kinds else []
     table: Table = []
-    for kind in ("attention", "windowed attention", *(kind for kind in chosen.kinds if kind != "attention")):
-        for context in [context for context in DECODED if context <= chosen.farthest]:
-            found = parts.alone("decoded", kind=kind, context=context)
+    for kind in (*chosen.kinds, *windowed):
+        measured = parts.alone("decoded", kind=kind, contexts=contexts)
+        for found in measured:
             assert found["bytes"] == found["card"], f"{kind}: {found} bytes of state, and on the card"
-            table.append(
-                {"mixer": kind, "context": context, "us/token": found["seconds"] * 1e6, "bytes": found["bytes"]}
-            )
+            over = found["seconds"] / measured[0]["seconds"]
+            table.append({
+                "mixer": kind, "context": found["context"], "us/token": found["seconds"] * 1e6,
+                "over the first": over, "bytes of state": found["bytes"],
+            })  # fmt: skip
     return table
 
 
 def model(chosen: argparse.Namespace) -> Table:
     """Whole training steps of the same Mamba language model; a rate stands only where losses agree."""
     job = {"what": "model", "context": chosen.contexts[0], "batch": chosen.batch}
-    measured = raced(chosen, against(job, ["mambapy"]))
+    measured = raced(chosen, against(job, [name for name in installed("mamba") if name == "mambapy"]))
     first = measured["native"].facts["loss"]
     table: Table = []
     for name, value in measured.items():
@@ -136,7 +152,7 @@ def model(chosen: argparse.Namespace) -> Table:
         table.append({
             "by": name, "tokens/s": chosen.batch * job["context"] / took if agrees else None,
             "native is faster": took / seconds(measured["native"], chosen.threads) if agrees else None,
-            "loss": value.facts["loss"], "spread": value.spread,
+            "loss": value.facts["loss"], "spread": value.spread, "rounds": value.rounds,
         })  # fmt: skip
     return table
 
@@ -159,15 +175,32 @@ def contend(job: dict[str, Any], threads: int) -> None:
     pairs.serve(lambda: prepare(**job))
 
 
-def show(name: str, table: Table) -> None:
-    """Prints a table, and keeps it with the machine and versions it was measured on."""
+def show(name: str, table: Table) -> Table:
+    """Prints a table, and keeps it with the machine and versions it was measured on; gives all that is kept."""
     print(f"\n{name}")
     columns = list(table[0])
     rows = [[_cell(row[column]) for column in columns] for row in table]
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     for row in [columns, *rows]:
         print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    write_json(RESULTS / f"sequence_{name}.json", {"machine": machine(), "versions": versions(), "table": table})
+    path, measured_on = RESULTS / f"sequence_{name}.json", {"machine": machine(), "versions": versions()}
+    kept: Table = []
+    if path.exists() and all((before := read_json(path))[key] == value for key, value in measured_on.items()):
+        new = {_key(row) for row in table}
+        kept = [row for row in before["table"] if _key(row) not in new and list(row) == sorted(columns)]
+    table = sorted(kept + table, key=lambda row: (*_place(row), row.get("context", 0)))
+    write_json(path, {**measured_on, "columns": columns, "date": date.today().isoformat(), "table": table})
+    return table
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in KEYS)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, str]:
+    """The mixer's place among all."""
+    kind = row.get("mixer", "")
+    return KINDS.index(kind) if kind in KINDS else len(KINDS), kind
 
 
 def _cell(value: Any) -> str:
@@ -177,7 +210,10 @@ def _cell(value: Any) -> str:
 
 
 def plot(name: str, table: Table, figures: Sequence[str]) -> None:
-    """One panel for each figure against the context, a line for each mixer, as SVG beside the JSON."""
+    """One panel for each figure against the context, a line for each mixer, as SVG beside the JSON.
+
+    Memory over inputs and outputs is drawn in pieces, memory itself without.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -185,13 +221,14 @@ def plot(name: str, table: Table, figures: Sequence[str]) -> None:
 
     _, axes = pyplot.subplots(1, len(figures), figsize=(6 * len(figures), 4.5), squeeze=False)
     for axis, figure in zip(axes[0], figures, strict=True):
+        cut = figure == "over inputs and outputs"
         for number, kind in enumerate(dict.fromkeys(row["mixer"] for row in table)):
-            rows = [row for row in table if row["mixer"] == kind and row.get("pieces of", "-") == "-"]
+            rows = [row for row in table if row["mixer"] == kind and (row.get("pieces of", "-") != "-") == cut]
             points = [(row["context"], row[figure]) for row in rows]
             axis.plot(*zip(*points, strict=True), label=kind, marker="osD^v<>"[number % 7], color=f"C{number % 10}")
-        axis.set(xlabel="context", ylabel=figure, ylim=(0, None))
+        axis.set(xlabel="context", ylabel=figure, title="in pieces of 256" if cut else "", ylim=(0, None))
         axis.set_xscale("log", base=2)
-        if figure in ("us/token", "bytes", "MB"):
+        if figure in ("us/token", "bytes of state", "MB"):
             axis.set_yscale("log")
     axes[0][-1].legend(fontsize="small")
     pyplot.tight_layout()
@@ -214,13 +251,16 @@ def main() -> None:
     if chosen.contend:
         contend(json.loads(chosen.contend), chosen.threads)
         return
-    plots = {"length": ["over the first"], "memory": ["MB", "over inputs and outputs"], "decode": ["us/token", "bytes"]}
+    plots = {
+        "length": ["over the first"],
+        "memory": ["MB", "over inputs and outputs"],
+        "decode": ["us/token", "bytes of state"],
+    }
     measures = {"layer": layer, "length": length, "memory": memory, "decode": decode, "model": model}
     if unknown := set(chosen.parts) - set(PARTS):
         parser.error(f"there is no part {sorted(unknown)}; there are {', '.join(PARTS)}")
     for name in chosen.parts or PARTS:
-        table = measures[name](chosen)
-        show(name, table)
+        table = show(name, measures[name](chosen))
         if name in plots:
             plot(name, table, plots[name])
 

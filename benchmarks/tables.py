@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from page_parts import table as markdown_table
+from page_parts import where
+from sequence_tables import section
+
 from fairway.core.storage import read_json, write_text
 from report import RESULTS
 
@@ -105,10 +109,8 @@ def table(name: str, record: dict[str, Any], rows: list[dict[str, Any]]) -> Iter
     """A list of rows as it is."""
     yield f"## {name.replace('_', ' ')}"
     yield f"One thread; {where(record)}"
-    columns = list(rows[0])
-    lines = [f"| {' | '.join(column.replace('_', ' ') for column in columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(cell(row[column]) for column in columns)} |" for row in rows]
-    yield "\n".join(lines)
+    columns = record.get("columns", list(rows[0]))
+    yield markdown_table(columns, [[row[column] for column in columns] for row in rows])
 
 
 def solvers(record: dict[str, Any]) -> Iterator[str]:
@@ -143,22 +145,16 @@ def dynamic(record: dict[str, Any]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
-def cell(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
-def where(record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    date = f", {record['date']}" if "date" in record else ""
-    return f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}{date}."
-
-
 def page() -> str:
     """The whole page."""
     parts = [HEAD.rstrip()]
     for path in sorted(RESULTS.glob("*.json")):
         record = read_json(path)
-        if "rates" in record:
+        if sequences := list(section(path.stem, record)):
+            parts += sequences
+        elif path.with_suffix(".md").exists():
+            parts += [f"## {path.stem.replace('_', ' ')}", where(record), path.with_suffix(".md").read_text().rstrip()]
+        elif "rates" in record:
             parts += rates(path.stem, record)
         elif path.stem.startswith("quality_"):
             parts += quality(path.stem, record)
@@ -172,6 +168,8 @@ def page() -> str:
             parts += solvers(record)
         elif "table" in record:
             parts += table(path.stem, record, record["table"])
+        if path.with_suffix(".svg").exists():
+            parts.append(f"![{path.stem.replace('_', ' ')}](results/{path.stem}.svg)")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,33 +1,45 @@
 """Sequence layers of other libraries with the weights of a Fairway mixer copied into them.
 
-transformers' Mamba, Mamba-2 and RWKV-4 by their PyTorch paths, `mambapy`, and the gated delta rule of Qwen3-Next in
-chunks, put into Fairway's own layer in place of Fairway's op.
+transformers' Mamba, Mamba-2 and RWKV-4 by their PyTorch paths, and `mambapy`. Ops alone, put into Fairway's own layer
+in place of Fairway's op: the gated delta rule of Qwen3-Next in chunks, and flash-linear-attention's naive functions of
+gated linear attention (token by token), retention (quadratic) and the gated delta rule (in chunks), read from the
+files of `fla` alone, because importing the package asks for Triton.
 """
 
+import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fairway.model.mixer import delta as delta_mixer
+from fairway.model.mixer import gla as gla_mixer
+from fairway.model.mixer import retnet as retnet_mixer
 from fairway.model.parts import Mixer
 
 PEERS = {
     "mamba": ("transformers", "mambapy"),
     "mamba2": ("transformers",),
     "rwkv4": ("transformers",),
-    "gated_delta": ("qwen3-next",),
+    "retnet": ("fla naive",),
+    "gla": ("fla naive",),
+    "gated_delta": ("qwen3-next", "fla naive"),
 }
+PACKAGES = {"mambapy": "mambapy", "fla naive": "fla"}
+"""What must be installed, beside transformers."""
 
 Layer = Callable[[Tensor], Tensor]
 
 
 def peer(name: str, kind: str, ours: Mixer, width: int) -> tuple[Layer, list[Tensor]]:
     """What `ours` computes, by another library: a function of x (B, T, D), and its parameters."""
-    if name == "qwen3-next":
-        use_qwen_rule()
+    if name in ("qwen3-next", "fla naive"):
+        use_qwen_rule() if name == "qwen3-next" else use_naive_op(kind)
         return lambda x: ours(x)[0], list(ours.parameters())
     module = {"mamba": _mamba, "mamba2": _mamba2, "rwkv4": _rwkv4}[kind](ours, width, name)
 
@@ -52,6 +64,51 @@ def use_qwen_rule() -> None:
         return rule(scaled, k, v, log_decay, beta, chunk_size=64, initial_state=state, output_final_state=True)
 
     delta_mixer.delta = delta
+
+
+def use_naive_op(kind: str) -> None:
+    """From now on Fairway's layers of this kind compute their op by flash-linear-attention's naive function."""
+
+    def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *_: Any) -> tuple[Tensor, Any]:
+        scaled = q * q.shape[-1] ** 0.5
+        return _naive("gla").naive_recurrent_gla(scaled, k, v, log_decay, output_final_state=True)
+
+    def retention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Any]:
+        scaled, k, v = (x.transpose(1, 2) for x in (q * q.shape[-1] ** 0.5, k, v))
+        return _naive("retention").naive_retention(scaled, k, v).transpose(1, 2), None
+
+    def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, *_: Any) -> tuple[Tensor, Any]:
+        rule = _naive("gated_delta_rule").naive_chunk_gated_delta_rule
+        return rule(q, k, v, log_decay, beta, scale=1.0, output_final_state=True)
+
+    module, name, op = {
+        "gla": (gla_mixer, "gla", gla),
+        "retnet": (retnet_mixer, "retention", retention),
+        "gated_delta": (delta_mixer, "delta", delta),
+    }[kind]
+    setattr(module, name, op)
+
+
+@cache
+def _naive(op: str) -> ModuleType:
+    package = importlib.util.find_spec("fla")
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "ops" / op / "naive.py"
+    spec = importlib.util.spec_from_file_location(f"fla_naive_{op}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def installed(kind: str) -> list[str]:
+    """The peers of a kind of layer that are at hand."""
+    found = [name for name in PEERS.get(kind, ()) if importlib.util.find_spec(PACKAGES.get(name, "transformers"))]
+    if missing := set(PEERS.get(kind, ())) - set(found):
+        print(f"  {kind}: not installed and left out: {', '.join(sorted(missing))}")
+    return found
 
 
 def mamba_values(ours: Any) -> dict[str, Tensor]:
