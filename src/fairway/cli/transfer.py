@@ -50,19 +50,15 @@ def transfer(
     plots = {kind: folder / f"transfer-{kind}.svg" for kind in KINDS}
     for kind, path in plots.items():
         write_text(path, draw_transfer(found, kind))
-    shifts = {kind: found.shift(kind) for kind in KINDS}
-    edges = {kind: found.at_the_edge(kind) for kind in KINDS}
+    shifts, edges = {kind: found.shift(kind) for kind in KINDS}, {kind: found.at_the_edge(kind) for kind in KINDS}
     if json:
         output.print_json({**vars(found), "shifts": shifts, "at_the_edge": edges, "plots": plots})
         return
     for kind in KINDS:
-        rows = [
-            (size, *losses, best)
-            for size, losses, best in zip(sizes, found.losses[kind], found.best[kind], strict=True)
-        ]
+        found_here = zip(sizes, found.losses[kind], found.best[kind], strict=True)
+        rows = [(size, *losses, best) for size, losses, best in found_here]
         output.print_table(f"{kind}: nats", ("width", *(f"{rate:g}" for rate in rates), "best"), rows)
-    shown: dict[str, object] = {f"shift of the best rate, {kind}": f"2^{shift:g}" for kind, shift in shifts.items()}
-    for kind, those in edges.items():
-        if those:
-            shown[f"at the edge, {kind}"] = f"width {', '.join(map(str, those))}; try wider --factors"
-    output.print_facts("", shown | {f"plot, {kind}": path for kind, path in plots.items()})
+    facts: dict[str, object] = {f"shift of the best rate, {kind}": f"2^{shift:g}" for kind, shift in shifts.items()}
+    for kind in (kind for kind in KINDS if edges[kind]):
+        facts[f"at the edge, {kind}"] = f"width {', '.join(map(str, edges[kind]))}; try wider --factors"
+    output.print_facts("", facts | {f"plot, {kind}": path for kind, path in plots.items()})
