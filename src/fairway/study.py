@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ from fairway.model.block import Block
 from fairway.optim.mup import parametrise
 from fairway.optim.parts import OptimizerConfig
 from fairway.optim.widths import at_width
-from fairway.report.chart import Line, lines
+from fairway.report.chart import Line, lines, standing_alone
 from fairway.run import Recipe
 from fairway.train.loop import Loop, TrainConfig
 from fairway.train.meter import Meter
@@ -71,11 +71,20 @@ class Transfer:
         logs = [math.log2(factor) for factor in self.best[kind]]
         return max(logs) - min(logs)
 
+    def at_the_edge(self, kind: Kind) -> list[int]:
+        """Widths whose best factor is the first or the last, so that a better one may lie beyond."""
+        edges = (self.factors[0], self.factors[-1])
+        return [width for width, best in zip(self.widths, self.best[kind], strict=True) if best in edges]
+
 
 def coordinate_check(
     recipe: Recipe, manifest: Manifest, widths: Sequence[int], steps: int, seeds: int, listener: Listener
 ) -> CoordinateCheck:
-    """Trains every width for a few steps on one batch, in both parametrisations."""
+    """Trains every width for a few steps on one batch, in both parametrisations.
+
+    At rates far below the best one the logits' change falls at small widths even in muP: of it, the part that random
+    initial weights make falls as 1/sqrt(width), and only the part that was learned stays.
+    """
     sums: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     cases = list(product(KINDS, enumerate(widths), range(seeds)))
     for done, (kind, (place, width), seed) in enumerate(cases):
@@ -104,22 +113,24 @@ def transfer(
 ) -> Transfer:
     """Trains every width at every factor on the recipe's learning rates, in both parametrisations.
 
-    Runs that the file `record` names with the same recipe, base width and steps are not trained again; each new one is
-    added when it is done, so a sweep that was stopped goes on.
+    At the base width, the first, both are the same model, trained once. Runs that the file `record` names with the
+    same recipe, base width and steps are not trained again; each new one is added when it is done, so a sweep that was
+    stopped goes on.
     """
     losses: dict[str, list[list[float]]] = {kind: [[0.0] * len(factors) for _ in widths] for kind in KINDS}
     cases = list(product(KINDS, enumerate(widths), enumerate(factors), range(seeds)))
     trained = _Trained(record, {"recipe": recipe.fingerprint(), "base": widths[0], "steps": steps})
     for done, (kind, (row, width), (column, factor), seed) in enumerate(cases):
         listener(Event("transfer", done / len(cases), message=f"{kind}, width {width}, {factor:g} times the rate"))
+        own = kind if width != widths[0] else KINDS[0]
 
-        def train(kind: Kind = kind, width: int = width, factor: float = factor, seed: int = seed) -> float:
+        def train(kind: Kind = own, width: int = width, factor: float = factor, seed: int = seed) -> float:
             with tempfile.TemporaryDirectory() as folder:
                 seeded = recipe.seed + seed
                 loop = _loop(recipe, manifest, width, widths[0], kind, factor, steps, seeded, Path(folder))
                 return _final_loss(loop)
 
-        losses[kind][row][column] += trained.loss((kind, width, factor, seed), train) / seeds
+        losses[kind][row][column] += trained.loss((own, width, factor, seed), train) / seeds
     listener(Event("transfer", 1.0))
     best: dict[str, list[float]] = {kind: [factors[_least(row)] for row in losses[kind]] for kind in KINDS}
     return Transfer(tuple(widths), tuple(factors), losses, best)
@@ -173,26 +184,27 @@ def draw_check(found: CoordinateCheck, kind: Kind) -> str:
         for layer, values in found.changes[kind].items()
     ]
     title = f"Change of activations after {found.steps} steps, {kind}"
-    return standalone(lines(title, curves, "width, powers of two", "change, powers of two"))
+    return standing_alone(lines(title, curves, "width, powers of two", "change, powers of two"))
 
 
 def draw_transfer(found: Transfer, kind: Kind) -> str:
-    """Loss over the learning rate, one curve for each width, as an SVG file."""
+    """Loss over the learning rate, one curve for each width with its best rate in the legend, as an SVG file."""
     x = [math.log2(factor) for factor in found.factors]
+    top = _shown_top(found)
     curves = [
-        Line(f"width {width}", x, row, dots=True) for width, row in zip(found.widths, found.losses[kind], strict=True)
+        Line(f"{width}: best 2^{math.log2(best):g}", x, [min(nats, top) for nats in row], dots=True)
+        for width, row, best in zip(found.widths, found.losses[kind], found.best[kind], strict=True)
     ]
-    return standalone(lines(f"Loss by learning rate, {kind}", curves, "factor on the rates, powers of two", "nats"))
+    title = f"Loss by learning rate, {kind}; what lies above the edge is cut"
+    return standing_alone(lines(title, curves, "factor on the rates, powers of two", f"nats, {kind}, by width"))
 
 
-def standalone(svg: str) -> str:
-    """A chart of the report with colours of its own, as a file that any viewer shows."""
-    colours = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2")
-    rules = ["text{font:12px sans-serif;fill:#333}", ".grid{stroke:#ddd;fill:none}", ".axis{stroke:#888;fill:none}"]
-    rules += [f".line{index}{{stroke:{colour}}}.fill{index}{{fill:{colour}}}" for index, colour in enumerate(colours)]
-    rules += [".line{fill:none;stroke-width:2}", "svg{background:#fff}"]
-    head, _, rest = svg.partition(">")
-    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{"".join(rules)}</style>{rest}\n'
+def _shown_top(found: Transfer) -> float:
+    """The highest loss that both drawings show: far enough above every width's best for its valley to be seen."""
+    rows = [row for those in found.losses.values() for row in those]
+    finite = sorted(nats for row in rows for nats in row if math.isfinite(nats))
+    least = [min(row) for row in rows if math.isfinite(min(row))]
+    return max(3 * median(finite) - 2 * finite[0], *least) if finite else 0.0
 
 
 def _loop(

@@ -24,7 +24,8 @@ def coord_check(
 ) -> None:
     """Measure how much a few steps change every layer's output at several widths, with and without muP, and plot it.
 
-    Slopes are exponents of the width: near 0 is right, and 0.5 to 1 is what the standard parametrisation gives.
+    Slopes are exponents of the width: near 0 is right, and 0.5 to 1 is what the standard parametrisation gives. Check
+    at a rate near the best one: far below it, logits of narrow models still show their random start and slope down.
 
     Example: `fairway coord-check recipes/tiny.yaml --widths 32,64,128,256`
     """
@@ -49,4 +50,5 @@ def coord_check(
     for kind in KINDS:
         rows = [(layer, *values, found.slopes[kind][layer]) for layer, values in found.changes[kind].items()]
         output.print_table(f"{kind}: change after {steps} steps", ("layer", *map(str, sizes), "slope"), rows)
-    output.print_facts("", {"steepest": {kind: round(found.worst(kind), 3) for kind in KINDS}, **plots})
+    steepest = {kind: round(found.worst(kind), 3) for kind in KINDS}
+    output.print_facts("", {"steepest": steepest, **{f"plot, {kind}": path for kind, path in plots.items()}})

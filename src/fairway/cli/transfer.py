@@ -14,8 +14,8 @@ def transfer(
     recipe: RecipePath = "",
     /,
     *overrides: Overrides,
-    widths: Annotated[str, Parameter(help="From the base width up, with commas.")] = "32,64,128",
-    factors: Annotated[str, Parameter(help="Powers of two on the recipe's learning rates: first, last.")] = "-4,4",
+    widths: Annotated[str, Parameter(help="From the base width up, with commas.")] = "64,128,256",
+    factors: Annotated[str, Parameter(help="Powers of two on the recipe's learning rates: first, last.")] = "-3,2",
     steps: Annotated[int, Parameter(help="Training steps of each run.")] = 100,
     seeds: Annotated[int, Parameter(help="Runs to average over.")] = 1,
     folder: Annotated[Path, Parameter(name=["--folder", "-o"], help="Where text and plots go.")] = Path(
@@ -26,10 +26,11 @@ def transfer(
     """Train several widths at several learning rates, with and without muP; show the best rate of each width and plot.
 
     With muP the best rate stays: tune at the smallest width, then train the large model with `train.tuned_width`
-    set to it. There are 2 * widths * factors * seeds runs; each is written to `transfer.jsonl` when it is done, and the
-    same command goes on from there after a stop.
+    set to it. There are (2 * widths - 1) * factors * seeds runs, as both are the same at the first width; each is
+    written to `transfer.jsonl` when it is done, and the same command goes on from there after a stop. AdamW shows the
+    shift most.
 
-    Example: `fairway transfer recipes/tiny.yaml --widths 32,64,128 --factors=-4,4 --steps 100`
+    Example: `fairway transfer recipes/tiny.yaml train.optimizer.kind=adamw --widths 64,128,256,512 --steps 100`
     """
     from fairway.cli.console import output
     from fairway.cli.console.progress import progress
@@ -49,15 +50,15 @@ def transfer(
     plots = {kind: folder / f"transfer-{kind}.svg" for kind in KINDS}
     for kind, path in plots.items():
         write_text(path, draw_transfer(found, kind))
-    shifts = {kind: found.shift(kind) for kind in KINDS}
+    shifts, edges = {kind: found.shift(kind) for kind in KINDS}, {kind: found.at_the_edge(kind) for kind in KINDS}
     if json:
-        output.print_json({**vars(found), "shifts": shifts, "plots": plots})
+        output.print_json({**vars(found), "shifts": shifts, "at_the_edge": edges, "plots": plots})
         return
     for kind in KINDS:
-        rows = [
-            (size, *losses, best)
-            for size, losses, best in zip(sizes, found.losses[kind], found.best[kind], strict=True)
-        ]
+        found_here = zip(sizes, found.losses[kind], found.best[kind], strict=True)
+        rows = [(size, *losses, best) for size, losses, best in found_here]
         output.print_table(f"{kind}: nats", ("width", *(f"{rate:g}" for rate in rates), "best"), rows)
-    shown = {f"shift of the best rate, {kind}": f"2^{shift:g}" for kind, shift in shifts.items()}
-    output.print_facts("", {**shown, **plots})
+    facts: dict[str, object] = {f"shift of the best rate, {kind}": f"2^{shift:g}" for kind, shift in shifts.items()}
+    for kind in (kind for kind in KINDS if edges[kind]):
+        facts[f"at the edge, {kind}"] = f"width {', '.join(map(str, edges[kind]))}; try wider --factors"
+    output.print_facts("", facts | {f"plot, {kind}": path for kind, path in plots.items()})
