@@ -50,6 +50,9 @@ def rates(name: str, record: dict[str, Any]) -> Iterator[str]:
             for contender, rate in sorted(record["rates"].items(), key=lambda item: -item[1])
         ]
     )
+    if {"fairway shards", "fairway cold"} <= set(record["rates"]):
+        share = record["rates"]["fairway shards"] / record["rates"]["fairway cold"]
+        yield f"Preparing shards runs at {share:.2f} of the rate of encoding alone, cold; the goal is 0.7."
 
 
 def quality(name: str, record: dict[str, Any]) -> Iterator[str]:
@@ -145,6 +148,23 @@ def dynamic(record: dict[str, Any]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
+def teaching(record: dict[str, Any]) -> Iterator[str]:
+    """Steps with a teacher beside a plain step."""
+    settings = record["settings"]
+    yield "## learning from a teacher"
+    yield (
+        f"{settings['kind']}; width {settings['width']}, {settings['layers']} layers, the teacher twice as wide; "
+        f"threads: {settings['threads']}; medians of {record['rounds']} rounds; {where(record)}"
+    )
+    lines = ["| step | ms | spread |", "|---|---|---|"]
+    for name, seconds in record["seconds"].items():
+        lines.append(f"| {name} | {1e3 * seconds:.1f} | {100 * record['spread'][name]:.1f} % |")
+    yield "\n".join(lines)
+    lines = ["| ratio | measured | goal, at most |", "|---|---|---|"]
+    lines += [f"| {name} | {found['ratio']:.2f} | {found['limit']} |" for name, found in record["ratios"].items()]
+    yield "\n".join(lines)
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD.rstrip()]
@@ -162,9 +182,11 @@ def page() -> str:
             parts += sizes(record)
         elif "operations" in record:
             parts += kernels(record)
+        elif "ratios" in record and "seconds" in record:
+            parts += teaching(record)
         elif "loops" in record:
             parts += dynamic(record)
-        elif "rows" in record:
+        elif isinstance(record.get("rows"), list):
             parts += solvers(record)
         elif "table" in record:
             parts += table(path.stem, record, record["table"])

@@ -28,7 +28,10 @@ RATES = "rates"
 _BYTES_PER_MERGE = 3.0
 
 Equal = Literal["parameters", "active", "flops", "bytes", "seconds", "steps"]
-Metric = Literal["bits_per_byte", "beyond_context", "steps_to_loss", "seconds_to_loss", "teacher_bits_per_byte"]
+Metric = Literal[
+    "bits_per_byte", "beyond_context", "steps_to_loss", "seconds_to_loss", "teacher_bits_per_byte", "repetition",
+    "sameness",
+]  # fmt: skip
 Choices = dict[str, tuple[Any, ...]]
 
 

@@ -14,7 +14,8 @@ HEAD = """# Claims, tried
 
 Each answer comes from whole runs of `python benchmarks/claims/run.py NAME`: text, training, artifact, score in a fresh
 process. The question, the arms and the prediction stood in `benchmarks/claims/NAME.yaml` before the first run. Arms
-took turns, seed by seed; what is tuned was tuned at a seed of its own. Lower is better everywhere. "Difference" is the
+took turns, seed by seed; what is tuned was tuned at a seed of its own. Lower is better, except where text is said to
+repeat itself, which stands beside the corpus. "Difference" is the
 first arm less the second with its 95 % interval (for steps and seconds their ratio); p is Welch's, corrected by Holm
 for the comparisons of one claim. "unresolved" means that these runs cannot tell. Such small models say nothing certain
 about large ones.
@@ -27,6 +28,8 @@ UNITS = {
     "steps_to_loss": "steps to equal loss",
     "seconds_to_loss": "seconds to equal loss",
     "teacher_bits_per_byte": "bits per byte of its text by the teacher",
+    "repetition": "4-grams repeated within its text",
+    "sameness": "4-grams repeated over its texts",
 }
 
 
@@ -83,6 +86,10 @@ def _section(answer: dict[str, Any]) -> Iterator[str]:
         if "ahead_bits_per_byte" in figures:
             blind, ahead = _mean(figures["val_bits_per_byte"]), _mean(figures["ahead_bits_per_byte"])
             yield f"* {arm}, in bits per byte of the same windows: {blind}, and {ahead} where routers see later tokens"
+    if "of_the_corpus" in answer:
+        corpus = answer["of_the_corpus"]
+        shown = ", ".join(f"{UNITS[name]} {_mean(corpus[name])}" for name in corpus)
+        yield f"* The corpus itself, which text as varied would match: {shown}"
     for arm, tuned in answer["tuned"].items():
         tried = ", ".join(" ".join(setting) for setting in tuned["settings"])
         yield f"* {arm} tuned: {' '.join(tuned['best'])} of {tried}"

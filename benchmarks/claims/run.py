@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from claims.claim import ROOT, TUNING_SEED, Claim, check, names, read_claim
-from claims.measure import carry_out, found_before
+from claims.measure import WRITTEN, carry_out, found_before
 from claims.page import render, show
 from claims.verdict import judge, summary, values_of
 
@@ -82,13 +82,14 @@ class Campaign:
             "sizes": {arm: asdict(size) for arm, size in sizes.items()},
             "tuned": self.tuned,
             "arms": {arm: self._summary(arm, runs) for arm in claim.arms},
+            **_of_the_corpus(runs),
             "comparisons": judge(claim, runs),
             "runs": runs,
             "seconds_of_this_command": round(time.monotonic() - start, 1),
         }
 
     def _summary(self, arm: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        metrics = dict.fromkeys(("bits_per_byte", *(one.metric for one in self.claim.comparisons)))
+        metrics = dict.fromkeys(("bits_per_byte", *(one.metric for one in self.claim.comparisons), *WRITTEN))
         own = {metric: summary(values) for metric in metrics if (values := values_of(self.claim, metric, runs)[arm])}
         figures = ("train_bits_per_byte", "val_bits_per_byte", "ahead_bits_per_byte", "bytes", "steps", "seconds")
         return own | {name: summary([run[name] for run in runs[arm]]) for name in figures if name in runs[arm][0]}
@@ -144,6 +145,12 @@ class Campaign:
         run.data = run.folder
         manifest: Manifest = run.prepare(silent)
         return manifest.folder
+
+
+def _of_the_corpus(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The measures of written text that real text has, where they were taken."""
+    found = [run["of_the_corpus"] for those in runs.values() for run in those if "of_the_corpus" in run]
+    return {"of_the_corpus": {name: summary([one[name] for one in found]) for name in found[0]}} if found else {}
 
 
 def one(task: dict[str, Any]) -> None:

@@ -139,6 +139,31 @@ def test_steps_to_equal_loss_lie_between_the_measured_points() -> None:
     assert verdict.values_of(made(), "seconds_to_loss", runs) == {"wide": [1.5], "same": [4.0]}
 
 
+def test_written_text_is_measured_by_its_runs_of_four_tokens() -> None:
+    measure = module("measure")
+    loop, plain, short = [1, 2, 3, 4, 1, 2, 3, 4], [5, 6, 7, 8, 9], [1, 2, 3]
+    assert measure.repetition([loop, plain, short]) == pytest.approx((1 / 5 + 0) / 2)
+    assert measure.sameness([loop, plain, short]) == pytest.approx(1 / 7)
+    assert measure.sameness([plain, plain]) == pytest.approx(1 / 2)
+    assert measure.repetition([plain, plain]) == measure.repetition([short]) == measure.sameness([]) == 0.0
+
+
+def test_the_page_sets_what_students_write_beside_the_corpus() -> None:
+    arms = {"wide": {"taught": True}, "same": {"length": 2}}
+    claim = made(arms=arms, teacher=[])
+    figures = {"mean": 0.5, "sigma": 0.1, "n": 2}
+    counts = dict.fromkeys(("bits_per_byte", "repetition", "sameness", "bytes", "steps", "seconds"), figures)
+    answer = {
+        "name": "wide", "claim": claim.plain(), "comparisons": [], "tuned": {}, "date": "2026-01-01",
+        "arms": dict.fromkeys(arms, counts), "sizes": {arm: {"parameters": 1, "flops": 1e6} for arm in arms},
+        "of_the_corpus": {"repetition": {**figures, "mean": 0.25}, "sameness": {**figures, "mean": 0.75}},
+        "machine": {"processor": "none", "torch threads": 1}, "versions": {"torch": "2"},
+    }  # fmt: skip
+    page = "\n".join(module("page")._section(answer))
+    assert "| arm | n | bits per byte | 4-grams repeated within its text | 4-grams repeated over its texts |" in page
+    assert "within its text 0.25 ± 0.1, 4-grams repeated over its texts 0.75 ± 0.1" in page
+
+
 @pytest.mark.slow
 def test_a_claim_runs_from_text_to_page_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     script, work = ROOT / "benchmarks" / "claims" / "run.py", tmp_path / "work"
