@@ -7,7 +7,7 @@ comparable, others are not. QAT acts in training: give a run trained with it by 
 Usage: python benchmarks/compression.py RUN [TEXT] [--qat RUN] [--percents 30,50,...] [--methods rtn,gptq,...]
 Every measured point is kept in runs/compression, where the same command goes on from; several commands with different
 `--methods` share the work, and each writes benchmarks/results/compression.{json,md,svg} (or to --folder) of all points
-that are there. `--bytes` of text are scored. About MINUTES minutes on one thread for the default run.
+that are there. `--bytes` of text are scored. About twelve minutes on one thread for the default run.
 """
 
 import argparse
