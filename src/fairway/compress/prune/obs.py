@@ -3,9 +3,9 @@
 For every output row, with `H = 2 X X^T / n` of its layer: remove the q of least `w_q^2 / (2 [H^-1]_qq)`,
 add `-(w_q / [H^-1]_qq) H^-1 e_q` to the row, and take q out of the inverse, `H^-1 -= H^-1 e_q e_q^T H^-1 /
 [H^-1]_qq`. On a quadratic loss the result is the least-squares refit on the surviving inputs. Hassibi &
-Stork 1993; layer by layer: Frantar & Alistarh 2022. What each removal takes out of the inverse is kept as one vector, in
-place of an inverse for each row; K removals cost C K^2 for each row. Shape key: R rows (outputs), C columns (inputs),
-K weights removed so far.
+Stork 1993; layer by layer: Frantar & Alistarh 2022. What each removal takes out of the inverse is kept as one vector,
+in place of an inverse for each row; K removals cost C K^2 for each row. Shape key: R rows (outputs), C columns
+(inputs), K weights removed so far.
 """
 
 from collections.abc import Sequence
