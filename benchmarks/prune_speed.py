@@ -5,7 +5,8 @@ GPTQ (steps of an eighth of a row's deviation) run beside a plain PyTorch versio
 128, on the same Hessian; both must reach the same loss `1/2 tr(D H D^T)`. Wanda's metric and mask run beside
 SparseGPT's solve. k-means of a million weights into 64 centres runs beside scikit-learn's, from the same first centres.
 Every contender has a process of its own, and they take turns. About five minutes. Writes
-benchmarks/results/prune_speed.json.
+benchmarks/results/prune_speed.json after every task; rows of other sizes and tasks that it holds stay, so that a part
+may be measured again by itself (`--tasks gptq --sizes 1024`).
 """
 
 import argparse
@@ -28,12 +29,12 @@ from fairway.compress.masks import keep_in_rows
 from fairway.compress.solve import damped, n_of_m, reconstruct, unstructured
 from fairway.core.device import keep_freed_memory
 from fairway.core.probe import machine, versions
-from fairway.core.storage import write_json
+from fairway.core.storage import read_json, write_json
 from report import RESULTS
 
 BLOCK, DAMPING = 128, 0.01
 WEIGHTS, CENTRES = 1_000_000, 64
-TASKS = ("sparsegpt", "sparsegpt 2:4", "gptq")
+TASKS = ("sparsegpt", "sparsegpt 2:4", "gptq", "wanda", "kmeans")
 
 
 def layer(size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,6 +148,7 @@ def main() -> None:
     """Races every task at every size and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="512,1024,2048")
+    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--weights", type=int, default=WEIGHTS, help="of k-means")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -158,19 +160,20 @@ def main() -> None:
         task, side, size = given.one.split(",")
         serve(lambda: prepared(task, side, int(size)))
         return
-    jobs = [(task, int(size)) for size in given.sizes.split(",") for task in (*TASKS, "wanda")]
-    rows = []
-    for task, size in [*jobs, ("kmeans", given.weights)]:
+    tasks, path = given.tasks.split(","), given.folder / "prune_speed.json"
+    jobs = [(task, int(size)) for size in given.sizes.split(",") for task in tasks if task != "kmeans"]
+    for task, size in [*jobs, *([("kmeans", given.weights)] if "kmeans" in tasks else [])]:
         found = raced(task, size, given.rounds, given.threads)
         ratio = found["peer"].wall / found["ours"].wall if agree(task, found) else None
         row = {"task": task, "size": size, "ratio": ratio, "measured": {k: asdict(v) for k, v in found.items()}}
-        rows.append(row)
         said = f"{ratio:.1f} x as fast" if ratio else "the results differ, so there is no ratio"
-        print(
-            f"{task:<14}{size:>8}: {1e3 * found['ours'].wall:8.1f} ms, peer {1e3 * found['peer'].wall:8.1f} ms, {said}"
-        )
-    record = {"date": datetime.date.today().isoformat(), "machine": machine(), "versions": versions(), "rows": rows}
-    write_json(given.folder / "prune_speed.json", record)
+        ours, peer = (1e3 * found[side].wall for side in ("ours", "peer"))
+        print(f"{task:<14}{size:>8}: {ours:8.1f} ms, peer {peer:8.1f} ms, {said}", flush=True)
+        rows = read_json(path)["rows"] if path.exists() else []
+        rows = [old for old in rows if (old["task"], old["size"]) != (task, size)] + [row]
+        rows.sort(key=lambda row: (TASKS.index(row["task"]), row["size"]))
+        today = datetime.date.today().isoformat()
+        write_json(path, {"date": today, "machine": machine(), "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

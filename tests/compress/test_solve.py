@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from compress.examples import half_error, hessian, layer
-from fairway.compress.solve import damped, inverse_factor, n_of_m, reconstruct, unstructured
+from fairway.compress.solve import damped, factors, n_of_m, reconstruct, unstructured
 from fairway.core.errors import TrainingError
 
 
@@ -47,12 +47,17 @@ def transcribed(weight_RC: Tensor, hessian_CC: Tensor, sparsity: float, block: i
     return work
 
 
-def test_the_factor_is_the_upper_cholesky_factor_of_the_inverse() -> None:
-    _, x_NC = layer()
-    found = inverse_factor(hessian(x_NC), 0.01)
+@pytest.mark.parametrize("block", [16, 40, 128])
+def test_the_root_is_upper_and_its_inverse_is_the_cholesky_factor_of_the_inverse(block: int) -> None:
+    _, x_NC = layer(columns=100)
+    root_CC, uppers = factors(hessian(x_NC), 0.01, block)
+    root_CC = root_CC.triu()
+    assert torch.allclose(root_CC @ root_CC.T, damped(hessian(x_NC), 0.01), rtol=1e-9, atol=1e-12)
     expected = torch.linalg.cholesky(torch.linalg.inv(damped(hessian(x_NC), 0.01)), upper=True)
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
-    assert not found.tril(-1).any()
+    assert torch.allclose(torch.linalg.inv(root_CC), expected, rtol=1e-8, atol=1e-10)
+    for start, upper_BB in zip(range(0, 100, block), uppers, strict=True):
+        here = slice(start, start + block)
+        assert torch.allclose(upper_BB, expected[here, here], rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("block", [16, 64, 128])

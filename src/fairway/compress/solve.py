@@ -7,9 +7,11 @@ rounded; `e = (w_i - q) / U_ii`; later columns take `-e U_i,later`. Frantar et a
 Frantar & Alistarh 2023 (arXiv:2301.00774). Half the sum of e^2 is the increase `1/2 tr(D H D^T)` of the
 layer's loss, D the total change.
 
-Columns wait in two levels: within a block they are updated one by one (`ops/columns`), beyond it by one matrix product
-for each block. The weight is held transposed, so that a column is contiguous. Shape key: R rows, C columns (inputs),
-B columns of a block.
+Only within a block is this done column by column (`ops/columns`). With R upper and `R R^T = H`, so that `U = R^-1`,
+the loss is `1/2 |D R|^2`, and a block whose inputs make up best for all changes D before it is `w - D R_before,block
+U_block`: one Cholesky factor, the inverses of its diagonal blocks, and one matrix product for each block. The weight is
+held transposed, so that a column is contiguous. Shape key: R rows, C columns (inputs), B columns of a block, P columns
+before it.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,6 @@ Round = Callable[[Tensor, int], Tensor]
 """Rounds one column (R) of the weight; the second argument is the column's place."""
 
 _INNER = 16
-_SMALL = 128
 
 
 @dataclass(frozen=True)
@@ -79,68 +80,66 @@ def reconstruct(
     assert step_R is None or round_column is None
     pattern = None if selection is None else selection.pattern
     assert pattern is None or block % pattern[1] == 0
-    work_CR = weight_RC.T.contiguous().clone()
-    dead_C = hessian_CC.diagonal() == 0
-    work_CR[dead_C] = 0
-    upper_CC = inverse_factor(hessian_CC, damping, work_CR.dtype).to(work_CR.dtype)
+    given_CR = weight_RC.T.contiguous()
+    given_CR = torch.where((hessian_CC.diagonal() == 0)[:, None], torch.zeros((), dtype=given_CR.dtype), given_CR)
+    root_CC, uppers = factors(hessian_CC, damping, block, given_CR.dtype)
+    work_CR, change_CR = given_CR.clone(), torch.empty_like(given_CR)
     kept_CR = torch.ones_like(work_CR, dtype=torch.bool) if kept_RC is None else kept_RC.T.contiguous().clone()
     loss = 0.0
-    for start in range(0, len(work_CR), block):
-        here, behind = slice(start, start + block), slice(start + block, None)
+    for start, upper_BB in zip(range(0, len(work_CR), block), uppers, strict=True):
+        here = slice(start, start + block)
+        work_BR, kept_BR = work_CR[here], kept_CR[here]
+        if start:
+            work_BR.addmm_(upper_BB.T, root_CC[:start, here].T @ change_CR[:start], alpha=-1)
         if selection is not None and pattern is None:
-            kept_CR[here] &= _keep_share(work_CR[here], upper_CC.diagonal()[here], selection.sparsity)
+            kept_BR &= _keep_share(work_BR, upper_BB.diagonal(), selection.sparsity)
         if round_column is None:
-            errors_BR = solve(work_CR[here], kept_CR[here], upper_CC[here, here], step_R, pattern)
+            errors_BR = solve(work_BR, kept_BR, upper_BB, step_R, pattern)
         else:
             assert pattern is None
-            errors_BR = _by_columns(work_CR[here], kept_CR[here], upper_CC[here, here], round_column, start)
-        work_CR[behind].addmm_(upper_CC[here, behind].T, errors_BR, alpha=-1)
+            errors_BR = _by_columns(work_BR, kept_BR, upper_BB, round_column, start)
+        torch.sub(work_BR, given_CR[here], out=change_CR[here])
         loss += 0.5 * float(errors_BR.double().square().sum())
     return Solution(work_CR.T.contiguous(), kept_CR.T.contiguous(), loss)
 
 
-def inverse_factor(hessian_CC: Tensor, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Upper triangular U with `U^T U` the inverse of the damped Hessian; in float64 where `dtype` is not enough.
-
-    Reversing rows and columns turns the inverse of a lower Cholesky factor into U.
+def factors(
+    hessian_CC: Tensor, damping: float, block: int, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, list[Tensor]]:
+    """R with `R R^T` the damped Hessian, upper triangular (what lies below its diagonal blocks is to be ignored), and
+    the inverses of its diagonal blocks; in float64 first where `dtype` is not enough.
     """
-    damped_CC = damped(hessian_CC, damping, dtype).flip(0, 1)
-    inverse_CC = torch.zeros_like(damped_CC)
-    if not _invert_factor(damped_CC, inverse_CC):
-        damped_CC = damped(hessian_CC, damping).flip(0, 1)
-        inverse_CC = torch.zeros_like(damped_CC)
-        if not _invert_factor(damped_CC, inverse_CC):
-            raise TrainingError(
-                f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
-                "more calibration text or more damping would help."
-            )
-    return inverse_CC.flip(0, 1)
+    for precision in (dtype, torch.float64):
+        root_CC = damped(hessian_CC, damping, precision)
+        uppers = _into_root(root_CC, block)
+        if uppers is not None:
+            return root_CC.to(dtype), [upper_BB.to(dtype) for upper_BB in uppers]
+    raise TrainingError(
+        f"The Hessian of a layer with {len(hessian_CC)} inputs cannot be inverted; "
+        "more calibration text or more damping would help."
+    )
 
 
-def _invert_factor(matrix_CC: Tensor, out_CC: Tensor) -> bool:
-    """Writes the inverse of the lower Cholesky factor below the diagonal of zeros; False where there is no factor.
+def _into_root(matrix_CC: Tensor, block: int) -> list[Tensor] | None:
+    """Puts the root in place of the matrix, block by block from the last; None where there is no root.
 
-    By halves: with L1 the factor of the first block and `B = M21 L1^-T`, the second factor is that of `M22 - B B^T`,
-    and the block below is `-L2^-1 B L1^-1`. So nearly all the work is matrix products.
+    Reversing rows and columns turns a lower Cholesky factor into an upper one.
     """
-    size = len(matrix_CC)
-    if size <= _SMALL:
-        lower_CC, failed = torch.linalg.cholesky_ex(matrix_CC)
+    uppers: list[Tensor] = []
+    for start in reversed(range(0, len(matrix_CC), block)):
+        stop = min(start + block, len(matrix_CC))
+        left_PB = matrix_CC[:stop, start:stop]
+        if stop < len(matrix_CC):
+            left_PB.addmm_(matrix_CC[:stop, stop:], matrix_CC[start:stop, stop:].T, alpha=-1)
+        lower_BB, failed = torch.linalg.cholesky_ex(left_PB[start:].flip(0, 1))
         if int(failed):
-            return False
-        identity_CC = torch.eye(size, dtype=matrix_CC.dtype)
-        out_CC.copy_(torch.linalg.solve_triangular(lower_CC, identity_CC, upper=False))
-        return True
-    half = size // 2
-    first_CC, last_CC = out_CC[:half, :half], out_CC[half:, half:]
-    if not _invert_factor(matrix_CC[:half, :half], first_CC):
-        return False
-    below_CC = matrix_CC[half:, :half] @ first_CC.T
-    if not _invert_factor(torch.addmm(matrix_CC[half:, half:], below_CC, below_CC.T, alpha=-1), last_CC):
-        return False
-    torch.mm(last_CC, below_CC @ first_CC, out=below_CC)
-    out_CC[half:, :half] = below_CC.neg_()
-    return True
+            return None
+        identity_BB = torch.eye(stop - start, dtype=matrix_CC.dtype)
+        upper_BB = torch.linalg.solve_triangular(lower_BB, identity_BB, upper=False).flip(0, 1)
+        left_PB[start:] = lower_BB.flip(0, 1)
+        left_PB[:start] = left_PB[:start] @ upper_BB.T
+        uppers.append(upper_BB)
+    return uppers[::-1]
 
 
 def damped(hessian_CC: Tensor, damping: float, dtype: torch.dtype = torch.float64) -> Tensor:

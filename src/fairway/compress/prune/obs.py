@@ -3,8 +3,9 @@
 For every output row, with `H = 2 X X^T / n` of its layer: remove the q of least `w_q^2 / (2 [H^-1]_qq)`,
 add `-(w_q / [H^-1]_qq) H^-1 e_q` to the row, and take q out of the inverse, `H^-1 -= H^-1 e_q e_q^T H^-1 /
 [H^-1]_qq`. On a quadratic loss the result is the least-squares refit on the surviving inputs. Hassibi &
-Stork 1993; layer by layer: Frantar & Alistarh 2022. Costs C^3 for each row: for small layers. Shape key: R
-rows (outputs), C columns (inputs).
+Stork 1993; layer by layer: Frantar & Alistarh 2022. What each removal takes out of the inverse is kept as one vector,
+in place of an inverse for each row; K removals cost C K^2 for each row. Shape key: R rows (outputs), C columns
+(inputs), K weights removed so far.
 """
 
 from collections.abc import Sequence
@@ -64,24 +65,27 @@ class BrainSurgeon(Pruner):
 def remove(weight_RC: Tensor, hessian_CC: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Every row without `count` of its weights and the others corrected; and which were kept."""
     inverse_CC = torch.linalg.inv(hessian_CC.double()).to(weight_RC.dtype)
-    size = max(1, _NUMBERS_AT_ONCE // inverse_CC.numel())
+    size = max(1, _NUMBERS_AT_ONCE // max(1, count * len(inverse_CC)))
     parts = [_remove(rows_RC, inverse_CC, count) for rows_RC in weight_RC.split(size)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _remove(weight_RC: Tensor, inverse_CC: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    weight_RC = weight_RC.clone()
+    weight_RC, row_R = weight_RC.clone(), torch.arange(len(weight_RC))
+    tiny = torch.finfo(weight_RC.dtype).tiny
     kept_RC = torch.ones_like(weight_RC, dtype=torch.bool)
-    inverse_RCC = inverse_CC.expand(len(weight_RC), -1, -1).clone()
-    row_R = torch.arange(len(weight_RC))
-    for _ in range(count):
-        diagonal_RC = inverse_RCC.diagonal(dim1=1, dim2=2)
-        score_RC = weight_RC.square() / diagonal_RC.clamp_min(torch.finfo(weight_RC.dtype).tiny)
+    diagonal_RC = inverse_CC.diagonal().expand_as(weight_RC).clone()
+    taken_RKC = weight_RC.new_empty(len(weight_RC), count, len(inverse_CC))
+    for done in range(count):
+        score_RC = weight_RC.square() / diagonal_RC.clamp_min(tiny)
         place_R = score_RC.masked_fill(~kept_RC, torch.inf).argmin(dim=1)
-        column_RC = inverse_RCC[row_R, :, place_R]
-        pivot_R1 = column_RC.gather(1, place_R[:, None])
+        before_RKC = taken_RKC[:, :done]
+        share_R1K = before_RKC[row_R, :, place_R][:, None, :]
+        column_RC = torch.baddbmm(inverse_CC[place_R][:, None, :], share_R1K, before_RKC, alpha=-1)[:, 0]
+        pivot_R1 = column_RC.gather(1, place_R[:, None]).clamp_min(tiny)
         weight_RC -= weight_RC.gather(1, place_R[:, None]) / pivot_R1 * column_RC
-        inverse_RCC.baddbmm_((column_RC / pivot_R1)[:, :, None], column_RC[:, None, :], alpha=-1)
+        taken_RKC[:, done] = column_RC / pivot_R1.sqrt()
+        diagonal_RC -= taken_RKC[:, done].square()
         kept_RC[row_R, place_R] = False
         weight_RC.mul_(kept_RC)
     return weight_RC, kept_RC
