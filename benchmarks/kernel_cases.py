@@ -16,9 +16,11 @@ from torch.nn import functional
 from fairway.core.seed import generator
 from fairway.loss.next_token import NextTokenConfig, next_token
 from fairway.model.ffn import gated, moe
+from fairway.ops.add_rms_norm.native import add_rms_norm
 from fairway.ops.attention.fastest import attend
 from fairway.ops.cross_entropy.table import Table
 from fairway.ops.gate.native import gate
+from fairway.ops.norm_rotate.native import norm_rotate
 from fairway.ops.relu2.native import relu2
 from fairway.ops.rms_norm.native import rms_norm
 from fairway.ops.squash.native import squash
@@ -105,6 +107,54 @@ def norms(rows: int, width: int) -> dict[str, Case]:
             rows, width, [gain, gain, scalar, scalar],
         ),
     }  # fmt: skip
+
+
+def norm_after_adding(rows: int, width: int) -> Case:
+    """A bfloat16 branch added to the float32 stream, and the bfloat16 norm of the sum; both are used.
+
+    Forward reads stream and branch and writes sum and norm; backward reads the sum and both gradients and writes two.
+    """
+
+    def inputs() -> list[Tensor]:
+        x_ND, branch_ND, gain_D = drawn(torch.float32, (rows, width), (rows, width), (width,))
+        return [x_ND, branch_ND.bfloat16(), gain_D]
+
+    def ours(x_ND: Tensor, branch_ND: Tensor, gain_D: Tensor) -> Tensor:
+        return _both(*add_rms_norm(x_ND, branch_ND, gain_D, 1e-6, torch.bfloat16))
+
+    def peer(x_ND: Tensor, branch_ND: Tensor, gain_D: Tensor) -> Tensor:
+        total_ND = x_ND + branch_ND
+        return _both(total_ND, functional.rms_norm(total_ND, (width,), gain_D, 1e-6).to(branch_ND.dtype))
+
+    return Case(inputs, ours, {"torch": peer}, bytes=26.0 * rows * width, error=6e-3, compiles=True)
+
+
+def _both(total_ND: Tensor, normed_ND: Tensor) -> Tensor:
+    """Two results as one, of which every part has a gradient."""
+    return torch.cat((total_ND, normed_ND.to(total_ND.dtype)))
+
+
+def qk_norm_and_rotation(dtype: torch.dtype, heads: int = 6, width: int = 32, context: int = 256) -> Case:
+    """Queries of 4,096 tokens, normalised by head, with a factor of each head, and rotated."""
+    angle_TR = torch.arange(context)[:, None] * 10_000.0 ** (-torch.arange(width // 2) / (width // 2))
+    cos_TR, sin_TR = angle_TR.cos(), angle_TR.sin()
+
+    def inputs() -> list[Tensor]:
+        x_BTHK, gain_K, factor_H = drawn(torch.float32, (TOKENS // context, context, heads, width), (width,), (heads,))
+        return [x_BTHK.to(dtype), gain_K, factor_H]
+
+    def ours(x_BTHK: Tensor, gain_K: Tensor, factor_H: Tensor) -> Tensor:
+        return norm_rotate(x_BTHK, gain_K, factor_H, cos_TR, sin_TR, 1e-6, x_BTHK.dtype)
+
+    def peer(x_BTHK: Tensor, gain_K: Tensor, factor_H: Tensor) -> Tensor:
+        y_BTHK = functional.rms_norm(x_BTHK, (width,), gain_K.to(x_BTHK.dtype), 1e-6)
+        first, second = (y_BTHK * factor_H[:, None].to(x_BTHK.dtype)).chunk(2, dim=-1)
+        cos, sin = (table_TR[:, None].to(x_BTHK.dtype) for table_TR in (cos_TR, sin_TR))
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+    error = 1e-2 if dtype == torch.bfloat16 else 2e-5
+    traffic = 5.0 * dtype.itemsize * TOKENS * heads * width
+    return Case(inputs, ours, {"torch": peer}, bytes=traffic, error=error, peer_error=2 * error, compiles=True)
 
 
 def gates() -> dict[str, Case]:
@@ -213,6 +263,10 @@ def cases() -> dict[str, Callable[[], Case]]:
     found["attention T1024 K32, 2 key groups"] = partial(attention, 1024, 32, 2)
     for size in ((8192, 192), (8192, 1024)):
         found |= {name: partial(lambda case: case, case) for name, case in norms(*size).items()}
+    found["add + RMSNorm 8192x192"] = partial(norm_after_adding, 8192, 192)
+    found["add + RMSNorm 8192x1024"] = partial(norm_after_adding, 8192, 1024)
+    found["QK-norm + RoPE 4096x6x32 bf16"] = partial(qk_norm_and_rotation, torch.bfloat16)
+    found["QK-norm + RoPE 4096x6x32 fp32"] = partial(qk_norm_and_rotation, torch.float32)
     found |= {name: partial(lambda case: case, case) for name, case in gates().items()}
     found["linear + cross-entropy N4096 D192 V1024"] = partial(linear_cross_entropy, 192, 1024)
     found["linear + cross-entropy N4096 D384 V8192"] = partial(linear_cross_entropy, 384, 8192)

@@ -30,7 +30,7 @@ from fairway.data.parts import Tokenizer
 from fairway.evaluate.bpb import EvaluateConfig
 from fairway.evaluate.fresh import score_in_fresh_process
 from fairway.model.lm import LanguageModel, ModelConfig
-from fairway.model.parts import fill
+from fairway.model.weights import fill
 from fairway.optim.mup import Parametrisation, parametrise
 from fairway.optim.widths import at_width
 from fairway.serve.load import load

@@ -1,5 +1,6 @@
 """Blocks: where the norms stand, what the branches are scaled by, and what runs side by side."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from fairway.core.errors import ConfigError
 from fairway.model.block import Block
 from fairway.model.lm import LanguageModel, ModelConfig
 from laws import building
+from laws.levels import at_level
 from laws.mixers import sample
 from laws.models import VOCABULARY, model_config
 
@@ -92,3 +94,39 @@ def test_parallel_branches_without_a_place_for_their_norm_are_refused(placement:
         ModelConfig.read({"block": {"parallel": True, "placement": placement}})
     with pytest.raises(ConfigError, match="pre"):
         ModelConfig.read({"block": {"placement": placement}, "depth": {"kind": "skip", "parallel_from": 2}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({}, "rms"),
+        ({"parallel": True}, "rms"),
+        ({"placement": "sandwich", "depth_scale": True}, "rms"),
+        ({"placement": "post"}, "rms"),
+        ({"learned_scale": True}, "layer"),
+    ],
+)
+def test_fused_norms_are_as_near_to_float64_as_those_apart(
+    settings: dict[str, Any], kind: str, dtype: torch.dtype
+) -> None:
+    config = model_config(block=settings, norm={"kind": kind}, depth={"kind": "plain", "layers": 3})
+    model = building.opened(lambda: LanguageModel(config, VOCABULARY), dtype=torch.float32)
+    tokens, up = torch.arange(80).view(2, 40) % VOCABULARY, torch.sin(torch.arange(2.0 * 40 * config.width))
+
+    def outputs_and_gradients(model: LanguageModel, level: str | None, half: bool) -> list[torch.Tensor]:
+        with at_level(level), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = model(tokens).hidden_BTD
+            used = [parameter for name, parameter in model.named_parameters() if not name.startswith("head")]
+            gradients = torch.autograd.grad((y * up.view(y.shape)).sum(), used, allow_unused=True)
+        return [y.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+    exact = outputs_and_gradients(deepcopy(model).double(), None, half=False)
+
+    def error(level: str | None) -> float:
+        seen = outputs_and_gradients(model, level, half=dtype == torch.bfloat16)
+        return sum(float((a - b).norm() / b.norm()) for a, b in zip(seen, exact, strict=True)) / len(exact)
+
+    assert len(exact) > 10
+    assert error("portable") <= 1.5 * error(None)
+    assert error("portable") <= {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]

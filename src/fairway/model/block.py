@@ -123,26 +123,40 @@ class Block(Stateful):
     ) -> tuple[Tensor, State, Aux]:
         before_mixer, before_ffn = split_state(state, (self.mixer, self.ffn))
         y_BTD, after_mixer = self.mixer(self._entry(x_BTD, self.mixer_norm), before_mixer, context)
-        mixed_BTD = self._exit(x_BTD, y_BTD, self.mixer_norm, self.mixer_after, self.mixer_scale)
-        enters_BTD = self._entry(x_BTD if self.parallel else mixed_BTD, self.ffn_norm)
+        y_BTD = self._branch(y_BTD, self.mixer_after, self.mixer_scale)
+        mixed_BTD, enters_BTD = self._between(x_BTD, y_BTD)
         y_BTD, after_ffn, aux = self.ffn(enters_BTD, before_ffn, context)
-        x_BTD = self._exit(mixed_BTD, y_BTD, self.ffn_norm, self.ffn_after, self.ffn_scale)
+        x_BTD = self._added(mixed_BTD, self._branch(y_BTD, self.ffn_after, self.ffn_scale), self.ffn_norm)
         return x_BTD, joined((after_mixer, after_ffn)), aux.under("ffn")
+
+    def _between(self, x_BTD: Tensor, y_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream with the mixer's branch in it, and what the feed-forward reads."""
+        if self._norms_entries and not self.parallel:
+            mixed_BTD, normed_BTD = self.ffn_norm.of_sum(x_BTD, y_BTD)
+            return mixed_BTD, normed_BTD if self.entering == 1.0 else normed_BTD * self.entering
+        mixed_BTD = self._added(x_BTD, y_BTD, self.mixer_norm)
+        return mixed_BTD, self._entry(x_BTD if self.parallel else mixed_BTD, self.ffn_norm)
+
+    @property
+    def _norms_entries(self) -> bool:
+        return self.config.placement in ("pre", "sandwich")
 
     def _entry(self, x_BTD: Tensor, norm: Norm) -> Tensor:
         """What a branch reads."""
-        if self.config.placement in ("pre", "sandwich"):
+        if self._norms_entries:
             x_BTD = norm(x_BTD)
         return x_BTD if self.entering == 1.0 else x_BTD * self.entering
 
-    def _exit(self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm, after: Norm | None, scale: "Gain | None") -> Tensor:
-        """The stream with a branch's output in it."""
+    def _branch(self, y_BTD: Tensor, after: Norm | None, scale: "Gain | None") -> Tensor:
+        """What a branch adds to the stream."""
         if after is not None:
             y_BTD = after(y_BTD)
         if scale is not None:
-            y_BTD = scale(y_BTD)
-        elif self.config.residual_scale != 1.0:
-            y_BTD = y_BTD * self.config.residual_scale
+            return scale(y_BTD)
+        return y_BTD if self.config.residual_scale == 1.0 else y_BTD * self.config.residual_scale
+
+    def _added(self, x_BTD: Tensor, y_BTD: Tensor, norm: Norm) -> Tensor:
+        """The stream with a branch in it."""
         if self.config.placement == "deepnorm":
             return norm(self.carried * x_BTD + y_BTD)
         return norm(x_BTD + y_BTD) if self.config.placement == "post" else x_BTD + y_BTD

@@ -13,6 +13,7 @@ from fairway.core.config import Config
 from fairway.model.linear import Linear
 from fairway.model.parts import Embedding, Part, Role, widened
 from fairway.ops.cross_entropy.table import Table
+from fairway.ops.log_softmax.native import log_softmax_
 
 
 class HeadConfig(Config):
@@ -62,6 +63,10 @@ class Head(Part):
         own = self._own(progress)
         logits_BTV = embedding.unembed(x_BTD) if own is None else own(x_BTD)
         return logits_BTV if self.config.scale == 1.0 else logits_BTV * self.config.scale
+
+    def log_probabilities(self, x_BTD: Tensor, embedding: Embedding, progress: float = 1.0) -> Tensor:
+        """`log softmax` of the logits; not differentiable."""
+        return log_softmax_(self.uncapped(x_BTD, embedding, progress), self.config.softcap)
 
     def table(self, embedding: Embedding, progress: float = 1.0) -> Table | None:
         """The parameter that gives the logits before the soft cap; None where they come of more than one."""

@@ -218,3 +218,7 @@ class LanguageModel(Stateful):
     def logits(self, hidden_BTD: Tensor, progress: float = 1.0) -> Tensor:
         """Logits in float32 at least, (B, T, V). A head that unties during training must be told the progress."""
         return self.head(hidden_BTD, self.embedding, progress)
+
+    def log_probabilities(self, hidden_BTD: Tensor) -> Tensor:
+        """Natural-log probabilities of the next token in float32 at least, (B, T, V); not differentiable."""
+        return self.head.log_probabilities(hidden_BTD, self.embedding)

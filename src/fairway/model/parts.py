@@ -11,7 +11,7 @@ Shape key: B batch, T time, D width, H heads, K head width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.core.config import Technique
-from fairway.core.errors import ConfigError
 from fairway.core.seed import generator
 from fairway.model.values import Aux, Context, Role
+from fairway.ops.rotate.native import rotate
 
 State = tuple[Tensor, ...]
+Angles = tuple[Tensor, Tensor]
 
 
 NO_AUX = Aux()
@@ -113,6 +114,16 @@ class Norm(Part):
     def forward(self, x: Tensor) -> Tensor:
         """A tensor of the same shape and dtype."""
 
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + branch`, and its norm; overridden where a kernel computes both at once."""
+        total = x + branch
+        return total, self(total)
+
+    def turned(self, x_BTHK: Tensor, factor_H: Tensor | None, angles_TR: Angles) -> Tensor:
+        """The norm of heads, times their factors, turned; overridden where a kernel does all at once."""
+        y_BTHK = self(x_BTHK)
+        return rotate(y_BTHK if factor_H is None else y_BTHK * factor_H[:, None].to(y_BTHK.dtype), *angles_TR)
+
 
 class Position(Part):
     """Tells where a token stands, by rotating queries and keys, by adding to the embedding, or not at all."""
@@ -126,6 +137,10 @@ class Position(Part):
         `length` is one that `span` named, and 0 where that is None.
         """
         return x_BHTK
+
+    def angles(self, positions_BT: Tensor, dtype: torch.dtype) -> Angles | None:  # noqa: ARG002
+        """`(cos_TR, sin_TR)` where `rotate` only turns pairs (i, i + R) by them, alike in all sequences; else None."""
+        return None
 
     def span(self, positions_BT: Tensor) -> Tensor | None:  # noqa: ARG002
         """Where keys stay valid for some lengths only: the `length` by which a query at each position turns keys."""
@@ -331,22 +346,6 @@ def active_parameters(model: Part) -> int:
     """Parameters that one token uses; all of them but those of experts not chosen. Each counts once."""
     idle = sum(module.idle_parameters() for module in model.modules() if isinstance(module, Part))
     return sum(parameter.numel() for parameter in model.parameters()) - idle
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies saved tensors into the parameters and buffers of the same names; each must be there with its shape."""
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if own.keys() != tensors.keys():
-        raise ConfigError(
-            f"These weights belong to another model: they differ in {sorted(own.keys() ^ tensors.keys())[:4]}."
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape:
-                raise ConfigError(
-                    f"{name} has the shape {tuple(tensors[name].shape)}; {tuple(tensor.shape)} is needed."
-                )
-            tensor.copy_(tensors[name])
 
 
 def after_step(model: nn.Module, statistics: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fairway.model.parts import Position, PositionConfig
+from fairway.model.parts import Angles, Position, PositionConfig
 from fairway.ops.rotate.native import rotate
 
 Frequencies = tuple[float, ...]
@@ -75,12 +75,21 @@ class Rotary(Position):
 
     def rotate(self, x_BHTK: Tensor, positions_BT: Tensor, length: int) -> Tensor:
         dtype = torch.float64 if x_BHTK.dtype == torch.float64 else torch.float32
-        theta_R = _table(self.frequencies(length), dtype, x_BHTK.device)
-        angle_B1TR = (positions_BT + self.offset).to(dtype)[:, None, :, None] * theta_R
-        cos, sin = angle_B1TR.cos(), angle_B1TR.sin()
-        if self.magnitude != 1.0:
-            cos, sin = cos * self.magnitude, sin * self.magnitude
-        return turned(x_BHTK, cos, sin, interleaved=self.interleaved)
+        cos_BTR, sin_BTR = self._angles(positions_BT, length, dtype)
+        return turned(x_BHTK, cos_BTR[:, None], sin_BTR[:, None], interleaved=self.interleaved)
+
+    def angles(self, positions_BT: Tensor, dtype: torch.dtype) -> Angles | None:
+        if self.interleaved or len(positions_BT) > 1 or not self.rotated_keys_stay_valid:
+            return None
+        cos_BTR, sin_BTR = self._angles(positions_BT, 0, dtype)
+        return cos_BTR[0], sin_BTR[0]
+
+    def _angles(self, positions_BT: Tensor, length: int, dtype: torch.dtype) -> Angles:
+        """Cosines and sines, (B, T, R)."""
+        theta_R = _table(self.frequencies(length), dtype, positions_BT.device)
+        angle_BTR = (positions_BT + self.offset).to(dtype)[..., None] * theta_R
+        cos, sin = angle_BTR.cos(), angle_BTR.sin()
+        return (cos, sin) if self.magnitude == 1.0 else (cos * self.magnitude, sin * self.magnitude)
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from fairway.artifact import format as artifact
 from fairway.core.errors import ArtifactError, ConfigError
 from fairway.core.storage import sha256
 from fairway.model.lm import ModelConfig
-from fairway.model.parts import fill
+from fairway.model.weights import fill
 from fairway.serve.model import Model
 
 

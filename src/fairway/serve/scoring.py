@@ -50,8 +50,7 @@ class NetworkPredictor:
         device = self.network.device
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             hidden_BTD = self.network(inputs_BT.to(device)).hidden_BTD[:, first:]
-            logits_BTV = self.network.logits(hidden_BTD)
-        return logits_BTV.log_softmax(-1)
+            return self.network.log_probabilities(hidden_BTD)
 
 
 @dataclass(frozen=True)

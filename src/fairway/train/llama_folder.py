@@ -17,7 +17,7 @@ from fairway.core.errors import ConfigError, StorageError
 from fairway.core.storage import read_json
 from fairway.data.parts import Tokenizer, load_tokenizer
 from fairway.model.lm import LanguageModel, ModelConfig
-from fairway.model.parts import fill
+from fairway.model.weights import fill
 
 CONFIG = "config.json"
 _EXPECTED: dict[str, tuple[object, ...]] = {

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fairway.model.mixer.attention import Config
-from fairway.model.parts import NO_CONTEXT
+from fairway.model.parts import NO_CONTEXT, PositionConfig
+from fairway.model.position import none as no_position
+from fairway.model.position import rope, yarn
 from fairway.ops.attention import blocked, naive
 from laws import building
 from laws.mixers import check_mixer, sample, site
@@ -98,3 +100,22 @@ def test_tokens_left_out_keep_the_positions_of_the_others() -> None:
     assert torch.allclose(torch.cat((y, later), 1), both, atol=1e-11)
     assert (y[1] - mixer(x)[0][1]).abs().max() < 1e-11
     assert (y[0] - mixer(x)[0][0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "position",
+    [rope.Config(), rope.Config(fraction=0.5), rope.Config(interleaved=True), yarn.Config(), no_position.Config()],
+)
+@pytest.mark.parametrize("settings", [{}, {"key_groups": 2}, {"qk_norm": False}])
+def test_norm_and_rotation_at_once_are_the_two_after_each_other(
+    settings: dict[str, Any], position: PositionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixer = building.opened(lambda: Config(kind="attention", **settings).build(48, site(position)))
+    x = sample().requires_grad_()
+    y = mixer(x)[0]
+    (seen,) = torch.autograd.grad(y.sin().sum(), x)
+    monkeypatch.setattr(mixer, "_angles", lambda *_: None)
+    apart = mixer(x)[0]
+    (wanted,) = torch.autograd.grad(apart.sin().sum(), x)
+    assert torch.allclose(y, apart, rtol=0, atol=1e-12)
+    assert torch.allclose(seen, wanted, rtol=0, atol=1e-11)

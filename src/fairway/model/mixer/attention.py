@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairway.core.config import Source
 from fairway.model.linear import Linear
-from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State
+from fairway.model.parts import NO_CONTEXT, Angles, Context, Mixer, MixerConfig, Role, Site, State
 from fairway.ops.attention.fastest import attend
 
 SOURCE = Source("Vaswani et al.", 2017, "arXiv:1706.03762")
@@ -107,12 +107,12 @@ class Attention(Mixer):
         index_T = torch.arange(time, device=x_BTD.device)
         index_BT = index_T[None] if state is None else seen_B[:, None] + index_T
         position_BT = index_BT if context.positions_BT is None else context.positions_BT
-        q_BHTK, k_BGTK, v_BGTK = self._projected(x_BTD, context)
-        if self.position is not None:
-            if self.position.rotated_keys_stay_valid:
-                q_BHTK, k_BGTK = self._rotated(q_BHTK, k_BGTK, position_BT)
-            else:
-                old_positions = [torch.cat((old_positions[0], position_BT.expand(batch, -1)), dim=1)]
+        angles_TR = self._angles(x_BTD, position_BT)
+        q_BHTK, k_BGTK, v_BGTK = self._projected(x_BTD, context, angles_TR)
+        if self._keeps_positions:
+            old_positions = [torch.cat((old_positions[0], position_BT.expand(batch, -1)), dim=1)]
+        elif self.position is not None and angles_TR is None:
+            q_BHTK, k_BGTK = self._rotated(q_BHTK, k_BGTK, position_BT)
         k_BGSK, v_BGSK = _appended(old_k, k_BGTK), _appended(old_v, v_BGTK)
         start_BT = _document_starts(start_B, index_BT, context.starts_BT)
         first_BT = self._first_visible(start_BT, index_BT, old_k.shape[2], state, context)
@@ -129,14 +129,25 @@ class Attention(Mixer):
         after = k_BGSK[:, :, kept], v_BGSK[:, :, kept], seen_B + time, start_B
         return y_BTD, (*after, *(places_BS[:, kept] for places_BS in old_positions))
 
-    def _projected(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values by head, normalised but not yet rotated."""
+    def _angles(self, x_BTD: Tensor, position_BT: Tensor) -> Angles | None:
+        """Where several tokens are normalised and rotated: the angles, if both can be done at once."""
+        if self.position is None or self.norm is None or x_BTD.shape[1] < 2:
+            return None
+        return self.position.angles(position_BT, torch.float64 if x_BTD.dtype == torch.float64 else torch.float32)
+
+    def _projected(
+        self, x_BTD: Tensor, context: Context, angles_TR: Angles | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by head, normalised, and rotated if angles are given."""
         q_BTHK = self._heads(self.query(x_BTD), self.config.heads)
         k_BTGK = self._heads(self.key(x_BTD), self.groups)
         v_BTE = self.value(x_BTD)
         if context.value_BTD is not None:
             v_BTE = v_BTE + context.value_BTD[..., : v_BTE.shape[-1]].to(v_BTE.dtype)
-        if self.norm is not None and self.gain_H is not None:
+        if self.norm is not None and angles_TR is not None:
+            q_BTHK = self.norm.turned(q_BTHK, self.gain_H, angles_TR)
+            k_BTGK = self.norm.turned(k_BTGK, None, angles_TR)
+        elif self.norm is not None and self.gain_H is not None:
             q_BTHK = self.norm(q_BTHK) * self.gain_H[:, None].to(q_BTHK.dtype)
             k_BTGK = self.norm(k_BTGK)
         v_BTGK = self._heads(v_BTE, self.groups)

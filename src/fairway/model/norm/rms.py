@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fairway.core.config import Source
-from fairway.model.parts import Norm, NormConfig, Role, compute_dtype, widened
+from fairway.model.parts import Angles, Norm, NormConfig, Role, compute_dtype, widened
+from fairway.ops.add_rms_norm.native import add_rms_norm
+from fairway.ops.norm_rotate.native import norm_rotate
 from fairway.ops.rms_norm.native import rms_norm
 
 SOURCE = Source("Zhang & Sennrich", 2019, "arXiv:1910.07467")
@@ -50,12 +52,23 @@ class RmsNorm(Norm):
             self.gain.fill_(0.0 if self.unit_offset else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        gain_D = self.gain
-        if gain_D is not None and self.unit_offset:
-            gain_D = gain_D + 1.0
+        gain_D = self._gain()
         if self.measured == self.width:
             return rms_norm(x, gain_D, self.eps, compute_dtype(x))
         wide = widened(x)
         square = wide[..., : self.measured].square().mean(-1, keepdim=True)
         y = wide * torch.rsqrt(square + self.eps)
         return (y if gain_D is None else y * gain_D.to(y.dtype)).to(x.dtype)
+
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        if self.measured < self.width:
+            return super().of_sum(x, branch)
+        return add_rms_norm(x, branch, self._gain(), self.eps, compute_dtype(x))
+
+    def turned(self, x_BTHK: Tensor, factor_H: Tensor | None, angles_TR: Angles) -> Tensor:
+        if self.measured < self.width:
+            return super().turned(x_BTHK, factor_H, angles_TR)
+        return norm_rotate(x_BTHK, self._gain(), factor_H, *angles_TR, self.eps, compute_dtype(x_BTHK))
+
+    def _gain(self) -> Tensor | None:
+        return self.gain + 1.0 if self.gain is not None and self.unit_offset else self.gain
