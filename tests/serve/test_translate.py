@@ -34,6 +34,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "factored": {"embedding": {"kind": "factored", "inner": 12}},
     "factored, the table tied": {"embedding": {"kind": "factored", "inner": 12, "tie": "table"}},
     "values": {"embedding": {"kind": "value", "base": {"kind": "value", "base": "token"}}, "norm": "layer"},
+    "pairs": {"embedding": {"kind": "bigram_hash", "rows": 40, "inner": 12}},
+    "pairs beside values": {"embedding": {"kind": "bigram_hash", "base": {"kind": "value", "base": "token"}}},
     "smear and scale": {"embedding": {"kind": "token", "smear": True, "scale": "sqrt"}},
     "untied, scaled, uncapped": {"head": {"tied": False, "scale": 0.7, "softcap": None}},
     "untied late": {"head": {"untie_at": 0.5}},
@@ -51,7 +53,6 @@ KNOWN: dict[str, dict[str, Any]] = {
 UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "retnet": ({"mixer": {"kind": "retnet"}}, "mixer is a RetNet|mixer is a Retention"),
     "moe": ({"ffn": {"kind": "moe"}}, "feed-forward is a"),
-    "bigram": ({"embedding": {"kind": "bigram_hash"}}, "embedding is a BigramHash"),
     "skip": ({"depth": {"kind": "skip", "layers": 4}}, "depth is a"),
     "dynamic": ({"position": {"kind": "dynamic_ntk"}}, "positions are a DynamicNtk"),
     "pointwise": ({"norm": {"kind": "pointwise"}}, "norm is a Pointwise"),

@@ -14,6 +14,7 @@ from fairway.model.block import Block
 from fairway.model.depth.plain import Plain
 from fairway.model.depth.recurrent import Recurrent
 from fairway.model.depth.shared import Shared
+from fairway.model.embedding.bigram_hash import BigramHashEmbedding
 from fairway.model.embedding.factored import FactoredEmbedding
 from fairway.model.embedding.token import TokenEmbedding
 from fairway.model.embedding.value import ValueEmbedding
@@ -21,7 +22,7 @@ from fairway.model.lm import LanguageModel
 from fairway.model.parts import Depth, Embedding
 from fairway.model.position.learned import LearnedPosition
 from fairway.model.stack import step_signal
-from fairway.ops.decode_step.program import Add, Apply, Cap, Embed, Lerp, Normalise, Program, Span
+from fairway.ops.decode_step.program import Add, Apply, Cap, Embed, EmbedPair, Lerp, Normalise, Program, Span
 from fairway.serve.translate_block import Untranslated, Writer, normalise, write_block
 
 
@@ -83,6 +84,13 @@ def _write_embedding(writer: Writer, embedding: Embedding, width: int, value: li
             writer.add(Embed(own, writer.matrix(embedding.table_VE)))
             value.append(own)
             return _write_embedding(writer, embedding.base, width, value)
+        case BigramHashEmbedding():
+            x_D = _write_embedding(writer, embedding.base, width, value)
+            inner_E = writer.span(embedding.table_NE.shape[1])
+            writer.add(EmbedPair(inner_E, writer.matrix(embedding.table_NE), writer.span(1)))
+            pair_D = writer.product(inner_E, embedding.up.weight)
+            writer.add(Add(x_D, x_D, pair_D, second_scale=float(embedding.scale)))
+            return x_D
     raise Untranslated(f"its embedding is a {type(embedding).__name__}")
 
 

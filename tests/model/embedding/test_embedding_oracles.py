@@ -6,11 +6,11 @@ from torch.nn import functional
 
 from fairway.core.errors import ConfigError
 from fairway.model.embedding.bigram_hash import Config as Bigram
-from fairway.model.embedding.bigram_hash import bigram_rows
 from fairway.model.embedding.factored import Config as Factored
 from fairway.model.input import Smear
 from fairway.model.lm import ModelConfig
 from fairway.model.parts import InputSite
+from fairway.ops.bigram import bigram_rows
 from laws import building
 from laws.mixers import sample
 from laws.models import VOCABULARY, model_config, opened_model, sample_tokens, technique

@@ -15,6 +15,7 @@ from fairway.ops.decode_step.program import (
     Attend,
     Cap,
     Embed,
+    EmbedPair,
     Gate,
     Instruction,
     Lerp,
@@ -67,6 +68,13 @@ def test_sums_mixtures_and_caps(width: int, level: str) -> None:
         Cap(y, z, 0.8),
     )
     compared(program(width, *steps, result=y), level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("width", [1, 15, 48])
+def test_rows_of_pairs(width: int, level: str) -> None:
+    found = Span(80, width)
+    compared(program(width, EmbedPair(found, 0, Span(160, 1)), result=found), level, tokens=8)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -16,10 +16,10 @@ from torch.nn import functional
 from fairway.core.config import Slot, Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Embedding, EmbeddingConfig, InputSite, Role, State
+from fairway.ops.bigram import NO_TOKEN, bigram_rows
 
 SOURCE = Source("OpenAI Parameter Golf", 2026, "https://github.com/openai/parameter-golf")
 BASE = Slot("fairway.model.embedding", "token", nested=True)
-NO_TOKEN = -1
 
 
 class Config(EmbeddingConfig):
@@ -81,14 +81,3 @@ class BigramHashEmbedding(Embedding):
 
     def values(self, tokens_BT: Tensor) -> Tensor | None:
         return self.base.values(tokens_BT)
-
-
-def bigram_rows(tokens_BT: Tensor, last_B: Tensor, starts_BT: Tensor | None, rows: int) -> Tensor:
-    """Row of each token's pair, (B, T), computed in 64 bits; `last_B` is -1 where no token came before."""
-    tokens_BT = tokens_BT.long()
-    before_BT = torch.cat((last_B[:, None], tokens_BT[:, :-1]), dim=1)
-    hashed_BT = ((36313 * tokens_BT) ^ (27191 * before_BT)) % (rows - 1)
-    first_BT = before_BT == NO_TOKEN
-    if starts_BT is not None:
-        first_BT = first_BT | starts_BT
-    return hashed_BT.masked_fill(first_BT, rows - 1)

@@ -9,7 +9,7 @@
 
 namespace {
 
-enum Operation : long { embed, product, normalise, add, lerp, rotate, attend, apply, gate, cap };
+enum Operation : long { embed, embed_pair, product, normalise, add, lerp, rotate, attend, apply, gate, cap };
 
 // The meaning of the fields is that of `_encoded` in native.py.
 struct Instruction {
@@ -201,11 +201,19 @@ void attention(const Instruction& is, float* arena, float* memory, long position
     }
 }
 
+// `last` holds the token before plus one, 0 where there is none; see bigram.py for the hash.
+long pair_row(long rows, float& last, long token) {
+    long before = (long)last - 1;
+    last = (float)(token + 1);
+    return before < 0 ? rows - 1 : ((36313 * token) ^ (27191 * before)) % (rows - 1);
+}
+
 void small(const Instruction& is, const Matrix* matrices, float* arena, long token, long position) {
     float *to = arena + is.to, *first = arena + is.first, *second = is.second < 0 ? nullptr : arena + is.second;
     long width = is.heads ? is.size / is.heads : is.size;
     switch (is.operation) {
         case embed: return read_row(matrices[is.index], is.kind ? position : token, to);
+        case embed_pair: return read_row(matrices[is.index], pair_row(matrices[is.index].rows, *first, token), to);
         case normalise:
             for (long at = 0; at < is.size; at += width)
                 normalise_part(is, to + at, first + at, width, is.one ? is.one + at : nullptr, is.two ? is.two + at : nullptr);

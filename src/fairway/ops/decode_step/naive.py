@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fairway.ops.attention.naive import attend
+from fairway.ops.bigram import bigram_rows
 from fairway.ops.decode_step.program import (
     Add,
     Apply,
     Attend,
     Cap,
     Embed,
+    EmbedPair,
     Gate,
     Instruction,
     Lerp,
@@ -67,6 +69,11 @@ def _run(sequence: Sequence, instruction: Instruction, token: int) -> None:
         case Embed(to, matrix, by_position):
             row = sequence.seen if by_position else token
             sequence.write(to, sequence.program.matrices[matrix].weight_OI[row].double())
+        case EmbedPair(to, matrix, last):
+            table_NE = sequence.program.matrices[matrix].weight_OI
+            row = bigram_rows(torch.tensor([[token]]), read(last).long() - 1, None, len(table_NE))
+            sequence.write(to, table_NE[row.item()].double())
+            sequence.write(last, torch.tensor([token + 1.0]))
         case Multiply(to, source, matrix):
             sequence.write(to, sequence.program.matrices[matrix].weight_OI.double() @ read(source))
         case Normalise():

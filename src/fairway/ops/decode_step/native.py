@@ -20,6 +20,7 @@ from fairway.ops.decode_step.program import (
     Attend,
     Cap,
     Embed,
+    EmbedPair,
     Gate,
     Instruction,
     Lerp,
@@ -35,7 +36,7 @@ from fairway.ops.matvec.native import PackedMatrix, packed
 FEWEST_BYTES_FOR_THREADS = 1 << 21
 """Weights of a model below which waiting for each other costs two threads more than they save."""
 MOST_THREADS = 2
-_OPERATIONS = (Embed, Multiply, Normalise, Add, Lerp, Rotate, Attend, Apply, Gate, Cap)
+_OPERATIONS = (Embed, EmbedPair, Multiply, Normalise, Add, Lerp, Rotate, Attend, Apply, Gate, Cap)
 _POINTS: tuple[str, ...] = get_args(Point)
 _NORMS: tuple[str, ...] = get_args(NormKind)
 _FIELDS = ("operation", "kind", "to", "first", "second", "third", "size", "heads", "groups", "index", "extra", "window")
@@ -77,6 +78,8 @@ class Compiled:
         match instruction:
             case Embed(to, matrix, by_position):
                 return {"to": to.start, "index": matrix, "kind": by_position}
+            case EmbedPair(to, matrix, last):
+                return {"to": to.start, "index": matrix, "first": last.start}
             case Multiply(to, source, matrix):
                 return {"to": to.start, "first": source.start, "index": matrix}
             case Normalise(to, source, kind, heads, measured, eps, alpha, shift, gain_N, bias_N):

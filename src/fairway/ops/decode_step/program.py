@@ -45,6 +45,18 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class EmbedPair:
+    """`to = row of the matrix` named by the token and the one before it (`ops/bigram.py`).
+
+    `last` holds the token before plus one, 0 where there is none, and then this one.
+    """
+
+    to: Span
+    matrix: int
+    last: Span
+
+
+@dataclass(frozen=True)
 class Multiply:
     """`to = W source`."""
 
@@ -152,7 +164,7 @@ class Cap:
     cap: float
 
 
-Instruction = Embed | Multiply | Normalise | Add | Lerp | Rotate | Attend | Apply | Gate | Cap
+Instruction = Embed | EmbedPair | Multiply | Normalise | Add | Lerp | Rotate | Attend | Apply | Gate | Cap
 
 
 @dataclass(frozen=True, eq=False)
