@@ -34,6 +34,7 @@ VARIANTS: list[dict[str, Any]] = [
     technique("skip", layers=4, parallel_from=2),
     technique("mixture_of_depths", decide="predictor", gate="sigmoid"),
     technique("mixture_of_depths", layers=3, interval=1, gate="twice_sigmoid"),
+    technique("mixture_of_depths", layers=4, route="random", capacity=0.3),
 ]
 ALL = [*(technique(kind) for kind in SLOT.kinds()), *VARIANTS]
 NAMED = pytest.mark.parametrize("settings", ALL, ids=[f"{s['kind']}{i}" for i, s in enumerate(ALL)])
@@ -85,7 +86,8 @@ def test_every_depth_isolates_documents(settings: dict[str, Any]) -> None:
 @NAMED
 def test_state_bytes_of_every_depth_are_real(settings: dict[str, Any]) -> None:
     if settings["kind"] == "mixture_of_depths":
-        settings = {**settings, "capacity": 1.0, "decide": "predictor"}
+        decide = "router" if settings.get("route") == "random" else "predictor"
+        settings = {**settings, "capacity": 1.0, "decide": decide}
     depth = building.built(lambda: depth_of(settings)).eval()
     for name, parameter in depth.named_parameters():
         if "predictor" in name:

@@ -139,6 +139,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ffn": {"kind": "moe", "routing": "expert", "allow_future": True, "bias_rate": 0.1}}, "even by itself"),
     ({"depth": {"kind": "mixture_of_depths", "capacity": 0}}, "capacity"),
     ({"depth": {"kind": "mixture_of_depths", "layers": 2, "interval": 3}}, "routes none"),
+    ({"depth": {"kind": "mixture_of_depths", "route": "random", "decide": "predictor"}}, "nothing to predict"),
     ({"depth": {"kind": "shared", "layers": 5, "groups": 2}}, "multiple of 2"),
     ({"depth": {"kind": "recurrent", "layers": 4, "prelude": 2, "coda": 2}}, "positive multiple"),
     ({"depth": {"kind": "recurrent", "gains": True, "test_loops": 9}}, "sinusoid"),

@@ -86,10 +86,13 @@ def test_relu2_and_its_gradient(count: int, dtype: torch.dtype, error: float, le
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 @pytest.mark.parametrize(("dtype", "error"), DTYPES)
 @pytest.mark.parametrize(("width", "pairs"), [(2, 1), (16, 3), (32, 16), (66, 33), (80, 32)])
-def test_rotation_and_its_gradient(width: int, pairs: int, dtype: torch.dtype, error: float, level: str | None) -> None:
+@pytest.mark.parametrize("positions", [(9,), (2, 9)])
+def test_rotation_and_its_gradient(
+    positions: tuple[int, ...], width: int, pairs: int, dtype: torch.dtype, error: float, level: str | None
+) -> None:
     x, up = (draw(name, 2, 9, 3, width).to(dtype) for name in ("x", "up"))
     x.requires_grad_()
-    angle = draw("angle", 9, pairs)
+    angle = draw("angle", *positions, pairs)
     wide = x.detach().double().requires_grad_()
     wanted_y = rotate_naive.rotate(wide, angle.cos(), angle.sin())
     (wanted,) = torch.autograd.grad(wanted_y, wide, up.double())

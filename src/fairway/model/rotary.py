@@ -100,17 +100,12 @@ def _table(frequencies: Frequencies, dtype: torch.dtype, device: torch.device) -
 def turned(x_BHTK: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor, *, interleaved: bool) -> Tensor:
     """The first 2R features rotated pair by pair, the others as they are."""
     pairs = cos_B1TR.shape[-1]
-    if not interleaved and len(cos_B1TR) == 1:
-        return rotate(x_BHTK.transpose(1, 2), cos_B1TR[0, 0], sin_B1TR[0, 0]).transpose(1, 2)
+    if not interleaved:
+        angles = (part[0, 0] if len(part) == 1 else part[:, 0] for part in (cos_B1TR, sin_B1TR))
+        return rotate(x_BHTK.transpose(1, 2), *angles).transpose(1, 2)
     cos_B1TR, sin_B1TR = cos_B1TR.to(x_BHTK.dtype), sin_B1TR.to(x_BHTK.dtype)
-    if interleaved:
-        first, second = x_BHTK[..., 0 : 2 * pairs : 2], x_BHTK[..., 1 : 2 * pairs : 2]
-    else:
-        first, second = x_BHTK[..., :pairs], x_BHTK[..., pairs : 2 * pairs]
+    first, second = x_BHTK[..., 0 : 2 * pairs : 2], x_BHTK[..., 1 : 2 * pairs : 2]
     turned_first = first * cos_B1TR - second * sin_B1TR
     turned_second = first * sin_B1TR + second * cos_B1TR
-    if interleaved:
-        y = torch.stack((turned_first, turned_second), dim=-1).flatten(-2)
-    else:
-        y = torch.cat((turned_first, turned_second), dim=-1)
+    y = torch.stack((turned_first, turned_second), dim=-1).flatten(-2)
     return y if 2 * pairs == x_BHTK.shape[-1] else torch.cat((y, x_BHTK[..., 2 * pairs :]), dim=-1)

@@ -1,6 +1,8 @@
 """Depth techniques against unrolled copies, scalar loops and closed figures, in float64."""
 
 import copy
+import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -248,6 +250,41 @@ def test_a_routed_block_for_all_tokens_with_gate_one_is_the_plain_block() -> Non
     with torch.no_grad():
         block.router.weight.zero_()
     assert torch.allclose(block.train()(x)[0], block.block(x)[0], rtol=0, atol=1e-12)
+
+
+def drawn(capacity: Fraction, draw: int, layer: int, length: int) -> list[int]:
+    """One position of every stretch of `1 / capacity`, by Mueller's hash in plain whole numbers."""
+
+    def hashed(number: int) -> int:
+        number %= 2**32
+        for _ in range(2):
+            number = (number ^ number >> 16) * 0x45D9F3B % 2**32
+        return number ^ number >> 16
+
+    stretches: dict[int, list[int]] = {}
+    for position in range(2 * length):
+        stretches.setdefault(math.floor(position * capacity), []).append(position)
+    taken = (mine[hashed(hashed(k + 256 * draw) + layer) % len(mine)] for k, mine in stretches.items())
+    return [position for position in taken if position < length]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("capacity", "exact"), [(0.25, Fraction(1, 4)), (0.3, Fraction(3, 10)), (1.0, Fraction(1))])
+def test_a_random_route_takes_one_position_of_every_stretch(training: bool, capacity: float, exact: Fraction) -> None:
+    _, block = routed(capacity=capacity, route="random", draw=3)
+    x = sample()
+    chosen = torch.zeros(x.shape[:2], dtype=torch.bool)
+    chosen[:, drawn(exact, 3, 1, x.shape[1])] = True
+    assert torch.allclose(block.train(training)(x)[0], dense_masked(block, x, chosen), rtol=0, atol=1e-10)
+    assert block.chosen(x.shape[1]) == int(chosen[0].sum())
+    assert not block.looks_ahead()
+
+
+def test_a_random_route_differs_by_layer_and_draw_and_takes_every_place_of_a_stretch() -> None:
+    routes = {(layer, draw): drawn(Fraction(1, 8), draw, layer, 4096) for layer in range(3) for draw in range(3)}
+    assert len({tuple(route) for route in routes.values()}) == 9
+    counts = torch.tensor([place % 8 for route in routes.values() for place in route]).bincount(minlength=8)
+    assert counts.min() > 0.85 * counts.double().mean()
 
 
 def test_the_router_learns_to_make_the_causal_choice() -> None:

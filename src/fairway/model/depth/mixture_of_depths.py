@@ -4,10 +4,15 @@
 (block(X_S)_i - x_i)` for i in S; other tokens pass by. That choice sees the whole sequence. Outside training a
 token is chosen by itself alone: if its r is positive, r being trained by a cross-entropy to be so for the C
 largest, or if a small network reading x without gradient says so. Inside the block a token keeps its original
-position; its state holds chosen tokens only. Raposo et al. 2024. Shape key: B batch, T time, D width, C chosen.
+position; its state holds chosen tokens only. Raposo et al. 2024.
+
+The control, `route: random`, differs in the choice alone: of every stretch of `1 / capacity` tokens of a document
+one is taken, by a hash of the stretch, the layer and `draw`, in training as outside it; g(r_i) stays.
+Shape key: B batch, T time, D width, C chosen, M chosen of all sequences, N tokens of all sequences.
 """
 
-from typing import Literal
+from fractions import Fraction
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -39,6 +44,10 @@ class Config(DepthConfig):
 
     capacity: float = Field(default=0.125, gt=0, le=1)
     """Share of the tokens that a routed block takes."""
+    route: Literal["learned", "random"] = "learned"
+    """What chooses tokens: the router, or as a control the position alone."""
+    draw: int = Field(default=0, ge=0)
+    """Another number gives other random positions."""
     interval: int = Field(default=2, ge=1)
     """Every so many blocks one is routed, the last of each group."""
     gate: Literal["raw", "sigmoid", "twice_sigmoid"] = "raw"
@@ -56,11 +65,17 @@ class Config(DepthConfig):
             raise ValueError(f"interval {self.interval} routes none of {self.layers} layers; at most {self.layers}")
         return self
 
+    @model_validator(mode="after")
+    def _a_random_route_decides_nothing(self) -> "Config":
+        if self.route == "random" and self.decide == "predictor":
+            raise ValueError("a random route is known beforehand and leaves nothing to predict; decide: router works")
+        return self
+
     def build(self, make_block: MakeBlock, width: int) -> Depth:
         blocks = [make_block(layer, self.layers) for layer in range(self.layers)]
         last = self.interval - 1
         return MixtureOfDepths(
-            [Routed(b, width, self) if layer % self.interval == last else b for layer, b in enumerate(blocks)]
+            [Routed(b, width, self, layer) if layer % self.interval == last else b for layer, b in enumerate(blocks)]
         )
 
 
@@ -91,33 +106,41 @@ class MixtureOfDepths(Depth):
 class Routed(Stateful):
     """A block for chosen tokens. State: tokens seen, whether a document began since the last chosen one, the block's.
 
+    Of a random route, how many tokens were seen when the document began stands before the block's.
+
     The block's tensors are filled up to the longest sequence, their real sizes beside them.
     """
 
-    def __init__(self, block: Stateful, width: int, config: Config) -> None:
+    def __init__(self, block: Stateful, width: int, config: Config, layer: int) -> None:
         super().__init__()
         self.config = config
+        self.layer = layer
         self.block = block
         self.router = Linear(width, 1, role=Role.ROUTER)
         self.predictor = _Predictor(width, config.predictor_width) if config.decide == "predictor" else None
 
     def empty_state(self, batch: int) -> State:
         seen_B = torch.zeros(batch, dtype=torch.int64, device=self.router.weight.device)
-        return seen_B, torch.zeros_like(seen_B, dtype=torch.bool), *ragged.packed(self.block.empty_state(batch))
+        pending_B = torch.zeros_like(seen_B, dtype=torch.bool)
+        begun = (seen_B,) if self.config.route == "random" else ()
+        return seen_B, pending_B, *begun, *ragged.packed(self.block.empty_state(batch))
 
     def state_bytes(self, context: int) -> int:
         """Bytes where exactly the share `capacity` of the tokens is chosen; the real choice depends on the text."""
         sizes = sum(8 * (tensor.ndim - 1) for tensor in self.block.empty_state(1))
-        return 9 + sizes + self.block.state_bytes(self.chosen(context) if context else 0)
+        own = 17 if self.config.route == "random" else 9
+        return own + sizes + self.block.state_bytes(self.chosen(context) if context else 0)
 
     def looks_ahead(self) -> bool:
-        return self.config.capacity < 1
+        return self.config.capacity < 1 and self.config.route == "learned"
 
     def needs_whole_sequences(self) -> bool:
-        return True
+        return self.config.route == "learned"
 
     def chosen(self, length: int) -> int:
-        """Tokens that a sequence may send through the block in training."""
+        """Tokens that a sequence of `length` sends through the block in training."""
+        if self.config.route == "random":
+            return int(self._drawn(torch.arange(length)).sum())
         return max(1, int(self.config.capacity * length))
 
     def flops(self, context: int) -> float:
@@ -129,45 +152,68 @@ class Routed(Stateful):
         self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
     ) -> tuple[Tensor, State, Aux]:
         seen_B, pending_B, *inner = self.empty_state(len(x_BTD)) if state is None else state
-        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            r_BT = functional.linear(x_BTD.to(dtype), self.router.weight.to(dtype)).squeeze(-1)
-        guess_BT = r_BT if self.predictor is None else self.predictor(x_BTD.detach())
+        length, begun = x_BTD.shape[1], [inner.pop(0)] if self.config.route == "random" else []
         places = _Places(seen_B, pending_B, context)
-        if self.training:
-            index_BC = r_BT.topk(self.chosen(x_BTD.shape[1]), dim=1).indices.sort(dim=1).values
-            rows = [index_BC] if state is None or ragged.is_even(tuple(inner)) else list(index_BC.split(1))
+        scored_BT = self._scores(x_BTD)
+        guess_BT = None if self.predictor is None else self.predictor(x_BTD.detach())
+        even = state is None or ragged.is_even(tuple(inner))
+        if self.config.route == "random":
+            index_BT, begun_BT = places.in_documents(begun[0], length)
+            rows = _indices(self._drawn(index_BT - begun_BT), even=even)
+            begun = [begun_BT[:, -1]] if length else begun
         else:
-            rows = [mine_T.nonzero().T for mine_T in guess_BT > 0]
-        y_BTD, inner_after, auxes = self._apply_to(rows, x_BTD, self._gated(r_BT), tuple(inner), places)
+            rows = self._rows(scored_BT, guess_BT, even=even)
+        row_M = _flat(rows, length)
+        x_ND, r_N, x_MD = _Entry.apply(  # pyrefly: ignore
+            x_BTD.reshape(-1, x_BTD.shape[2]), self.router.weight[0], scored_BT.flatten(), row_M
+        )
+        y_MD, inner_after, auxes = self._through(rows, x_MD, tuple(inner), places)
+        r_BT = r_N.view_as(scored_BT)
+        gate_M1 = self._gated(r_N.index_select(0, row_M))[:, None].to(y_MD.dtype)
+        wide_ND = x_ND.to(torch.promote_types(x_ND.dtype, y_MD.dtype))
+        y_BTD = wide_ND.index_add(0, row_M, gate_M1 * (y_MD - x_MD)).view_as(x_BTD)
         aux = Aux.of_repeats(auxes) if auxes else Aux()
-        if self.training:
-            aux = aux + self._choice_loss(guess_BT, rows)
-        after = seen_B + x_BTD.shape[1], places.pending_after(rows, x_BTD.shape[1]), *inner_after
+        if self.training and self.config.route == "learned":
+            aux = aux + self._choice_loss(r_BT if guess_BT is None else guess_BT, row_M)
+        after = seen_B + length, places.pending_after(rows, length), *begun, *inner_after
         return y_BTD, after, aux
 
-    def _apply_to(
-        self, rows: list[Tensor], x_BTD: Tensor, weight_BT: Tensor, inner: State, places: "_Places"
-    ) -> tuple[Tensor, State, list[Aux]]:
-        """Tokens after what the block adds to the chosen ones, its packed state, and its auxiliary values.
+    @torch.no_grad()
+    def _scores(self, x_BTD: Tensor) -> Tensor:
+        """`w . x`, in float32 at least."""
+        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return torch.matmul(x_BTD.to(dtype), self.router.weight[0].to(dtype))
 
-        `rows` holds the chosen indices of all sequences, (B, C), or of one sequence after the other, (1, C) each.
-        """
+    def _rows(self, r_BT: Tensor, guess_BT: Tensor | None, *, even: bool) -> list[Tensor]:
+        """Indices of the chosen tokens, of all sequences at once, (B, C), or of one after the other, (1, C) each."""
+        if not self.training:
+            return _indices((r_BT if guess_BT is None else guess_BT) > 0, even=False)
+        index_BC = r_BT.topk(self.chosen(r_BT.shape[1]), dim=1).indices.sort(dim=1).values
+        return [index_BC] if even else list(index_BC.split(1))
+
+    def _drawn(self, positions: Tensor) -> Tensor:
+        """Whether the random route takes each position: one of every stretch, by whole numbers alone."""
+        share = max(Fraction(self.config.capacity).limit_denominator(1_000_000), Fraction(1, 1_000_000))
+        over, under = share.numerator, share.denominator
+        stretch = positions * over // under
+        first, after = -(-stretch * under // over), -(-(stretch + 1) * under // over)
+        number = _hashed(_hashed(stretch + (self.config.draw << 8)) + self.layer)
+        return positions == first + number % (after - first)
+
+    def _through(
+        self, rows: list[Tensor], x_MD: Tensor, inner: State, places: "_Places"
+    ) -> tuple[Tensor, State, list[Aux]]:
+        """The chosen tokens after the block, its packed state, and its auxiliary values."""
         whole = len(rows) == 1
         outputs, states, auxes = [], [], []
-        for number, index_BC in enumerate(rows):
+        for number, (index_BC, x) in enumerate(zip(rows, x_MD.split([r.numel() for r in rows]), strict=True)):
             mine = slice(None) if whole else slice(number, number + 1)
             piece = ragged.tensors(inner) if whole and ragged.is_even(inner) else ragged.row(inner, number)
-            x = x_BTD[mine]
-            if index_BC.shape[1]:
-                row_N = _row(index_BC, x.shape[1])
-                x_BCD = x.flatten(0, 1).index_select(0, row_N).view(*index_BC.shape, -1)
-                y_BCD, piece, aux = self.block(x_BCD, piece, places.of(index_BC, mine))
-                change_BCD = weight_BT[mine].gather(1, index_BC)[..., None].to(y_BCD.dtype) * (y_BCD - x_BCD)
-                wide_ND = x.to(torch.promote_types(x.dtype, y_BCD.dtype)).flatten(0, 1)
-                x = wide_ND.index_add(0, row_N, change_BCD.flatten(0, 1)).view_as(x)
+            if len(x):
+                x, piece, aux = self.block(x.view(*index_BC.shape, -1), piece, places.of(index_BC, mine))
                 auxes.append(aux.under("block"))
-            outputs.append(x)
+            outputs.append(x.flatten(0, -2))
             states.append(piece)
         return (
             outputs[0] if whole else torch.cat(outputs),
@@ -180,13 +226,36 @@ class Routed(Stateful):
             return r_BT
         return torch.sigmoid(r_BT) * (2.0 if self.config.gate == "twice_sigmoid" else 1.0)
 
-    def _choice_loss(self, guess_BT: Tensor, rows: list[Tensor]) -> Aux:
-        index_BC = torch.cat(rows)
-        target_BT = torch.zeros_like(guess_BT).scatter(1, index_BC, 1.0)
+    def _choice_loss(self, guess_BT: Tensor, row_M: Tensor) -> Aux:
+        target_BT = torch.zeros_like(guess_BT).flatten().index_fill(0, row_M, 1.0).view_as(guess_BT)
         loss = functional.binary_cross_entropy_with_logits(guess_BT, target_BT)
-        agreement = ((guess_BT > 0) == (target_BT > 0)).to(guess_BT.dtype).mean()
-        statistics = {"causal_agreement": agreement, "causal_share": (guess_BT > 0).to(guess_BT.dtype).mean()}
-        return Aux({"choice": self.config.weight * loss}, {k: v.detach() for k, v in statistics.items()})
+        guessed_BT = guess_BT.detach() > 0
+        statistics = {
+            "causal_agreement": (guessed_BT == (target_BT > 0)).to(guess_BT.dtype).mean(),
+            "causal_share": guessed_BT.to(guess_BT.dtype).mean(),
+        }
+        return Aux({"choice": self.config.weight * loss}, statistics)
+
+
+class _Entry(torch.autograd.Function):
+    """The stream, its scores `r = w . x`, and the rows of the stream that the block gets.
+
+    The stream's gradient has three parts, each of the size of the stream if taken alone; here they meet in one tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, r_N: Tensor, row_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(x_ND, weight_D, row_M)
+        return x_ND.view_as(x_ND), r_N.view_as(r_N), x_ND.index_select(0, row_M)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x_ND, weight_D, row_M = ctx.saved_tensors
+        past_ND, dr_N, rows_MD = upstream
+        wide = dr_N.dtype
+        dx_ND = torch.addcmul(past_ND.to(wide), dr_N[:, None], weight_D.to(wide)).index_add_(0, row_M, rows_MD.to(wide))
+        dweight_D = torch.matmul(dr_N, x_ND.to(wide))
+        return dx_ND.to(x_ND.dtype), dweight_D.to(weight_D.dtype), None, None
 
 
 class _Places:
@@ -197,6 +266,13 @@ class _Places:
         self.pending_B = pending_B
         self.context = context
         self.document_BT = None if context.starts_BT is None else context.starts_BT.long().cumsum(1)
+
+    def in_documents(self, begun_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens seen before each of `length` tokens, and before its document, which began at `begun_B` at first."""
+        index_BT = self.seen_B[:, None] + torch.arange(length, device=self.seen_B.device)
+        if self.context.starts_BT is None:
+            return index_BT, begun_B[:, None].expand_as(index_BT)
+        return index_BT, torch.where(self.context.starts_BT, index_BT, begun_B[:, None]).cummax(1).values
 
     def of(self, index_BC: Tensor, mine: slice) -> Context:
         """The context of the tokens at `index_BC` of the sequences `mine`."""
@@ -242,6 +318,28 @@ class _Places:
         return torch.cat(result)
 
 
+def _hashed(number: Tensor) -> Tensor:
+    """Another number of 32 bits: Mueller's mixing by shifts and products, none of which leaves 63 bits."""
+    number = number & 0xFFFFFFFF
+    for _ in range(2):
+        number = (number ^ number >> 16) * 0x45D9F3B & 0xFFFFFFFF
+    return number ^ number >> 16
+
+
+def _indices(chosen_BT: Tensor, *, even: bool) -> list[Tensor]:
+    """Indices of what is true: of all sequences at once if `even` and the same in each, else of one after the other."""
+    if even and bool((chosen_BT == chosen_BT[:1]).all()):
+        return [chosen_BT[0].nonzero().T.expand(len(chosen_BT), -1)]
+    return [mine_T.nonzero().T for mine_T in chosen_BT]
+
+
+def _flat(rows: list[Tensor], length: int) -> Tensor:
+    """Rows of all chosen tokens where the sequences, `length` tokens each, stand below one another."""
+    if len(rows) == 1:
+        return _row(rows[0], length)
+    return torch.cat([index_1C[0] + number * length for number, index_1C in enumerate(rows)])
+
+
 def _row(index_BC: Tensor, length: int) -> Tensor:
     """Rows of the tokens at `index_BC` where all sequences of a length stand below one another."""
     first_B = torch.arange(len(index_BC), device=index_BC.device) * length
@@ -254,7 +352,7 @@ def _gathered(value: Tensor | None, index_BC: Tensor, mine: slice) -> Tensor | N
     value = value[mine]
     if value.ndim == 2:
         return value.gather(1, index_BC)
-    return value.gather(1, index_BC[..., None].expand(-1, -1, value.shape[2]))
+    return value.flatten(0, 1).index_select(0, _row(index_BC, value.shape[1])).view(*index_BC.shape, -1)
 
 
 class _Predictor(Part):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """`cos_TR` and `sin_TR` hold the first R / 2 angles of each of T positions."""
-    half = cos_TR.shape[-1]
-    cos, sin = cos_TR[:, None].to(x_BTHK.dtype), sin_TR[:, None].to(x_BTHK.dtype)
+def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`cos` and `sin` hold R / 2 angles of each position: (T, R / 2), or (B, T, R / 2) where sequences differ."""
+    half = cos.shape[-1]
+    cos, sin = cos.unsqueeze(-2).to(x_BTHK.dtype), sin.unsqueeze(-2).to(x_BTHK.dtype)
     first, second, rest = x_BTHK.tensor_split((half, 2 * half), dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), dim=-1)

@@ -16,11 +16,11 @@ FEWEST_NUMBERS = 8192
 """Below this size the call costs more than the kernel saves."""
 
 
-def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same as `naive.rotate`, with angles in float32; one pass over memory each way."""
-    if x_BTHK.numel() < FEWEST_NUMBERS or not usable(x_BTHK) or cos_TR.dtype != torch.float32:
-        return naive.rotate(x_BTHK, cos_TR, sin_TR)
-    return _rotate(x_BTHK, cos_TR.contiguous(), sin_TR.contiguous(), 1.0)
+    if x_BTHK.numel() < FEWEST_NUMBERS or not usable(x_BTHK) or cos.dtype != torch.float32:
+        return naive.rotate(x_BTHK, cos, sin)
+    return _rotate(x_BTHK, cos.contiguous(), sin.contiguous(), 1.0)
 
 
 @torch.library.custom_op("fairway::rotate", mutates_args=())
@@ -30,7 +30,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     y = torch.empty_like(x)
     kernel("rotate")(
         pointer(x), pointer(cos), pointer(sin), pointer(y), c_long(batch * time), c_long(heads), c_long(width),
-        c_long(heads * width), c_long(time), c_long(2 * cos.shape[-1]), c_float(direction),
+        c_long(heads * width), c_long(cos.shape[:-1].numel()), c_long(2 * cos.shape[-1]), c_float(direction),
         c_int(x.dtype == torch.bfloat16),
     )  # fmt: skip
     return y
