@@ -48,6 +48,8 @@ PATIENCE = 20.0
 """Seconds after which a contender is given no more turns."""
 FAR_BEHIND = 20.0
 """A peer so many times slower than native at a context is not asked about longer ones."""
+PIECES = {"ttt_mlp": 64}
+"""Tokens of a piece in `memory`, where not 256: what the mixer keeps of 256 tokens is many times their input."""
 KEYS = ("context", "mixer", "by", "pieces of")
 """What tells the rows of a table apart."""
 
@@ -114,7 +116,7 @@ def memory(chosen: argparse.Namespace) -> Table:
     contexts = [context for context in LENGTHS if context <= chosen.longest]
     table: Table = []
     for kind in chosen.kinds:
-        for found in parts.alone("peaks", kind=kind, contexts=contexts, pieces=[None, 256]):
+        for found in parts.alone("peaks", kind=kind, contexts=contexts, pieces=[None, PIECES.get(kind, 256)]):
             ends = 4 * 4 * found["context"] * parts.WIDTH
             table.append({
                 "mixer": kind, "context": found["context"], "pieces of": found["piece"] or "-",
@@ -226,7 +228,7 @@ def plot(name: str, table: Table, figures: Sequence[str]) -> None:
             rows = [row for row in table if row["mixer"] == kind and (row.get("pieces of", "-") != "-") == cut]
             points = [(row["context"], row[figure]) for row in rows]
             axis.plot(*zip(*points, strict=True), label=kind, marker="osD^v<>"[number % 7], color=f"C{number % 10}")
-        axis.set(xlabel="context", ylabel=figure, title="in pieces of 256" if cut else "", ylim=(0, None))
+        axis.set(xlabel="context", ylabel=figure, title="in pieces" if cut else "", ylim=(0, None))
         axis.set_xscale("log", base=2)
         if figure in ("us/token", "bytes of state", "MB"):
             axis.set_yscale("log")

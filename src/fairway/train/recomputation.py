@@ -6,6 +6,7 @@ same kernels: random numbers and autocast are restored before anything runs agai
 Shape key: B batch, T time, D width.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -163,17 +164,44 @@ class Pieces:
 
 
 def in_pieces(
-    part: Callable[..., tuple[Any, ...]], x_BTD: Tensor, state: State | None, context: Context, length: int
+    part: Stateful, x_BTD: Tensor, state: State | None, context: Context, length: int
 ) -> tuple[Tensor, State]:
-    """Outputs and the last state of a mixer or block whose pieces of `length` tokens are computed again one by one."""
-    parts = x_BTD.split(length, 1)
+    """Outputs and the last state of a mixer or block whose pieces of `length` tokens are computed again one by one.
+
+    Where states outweigh the inputs of their pieces, stretches of pieces are computed again first, to find theirs.
+    """
+    pieces = -(-x_BTD.shape[1] // length)
+    together = pieces_together(pieces, x_BTD.shape[0] * part.state_bytes(length), x_BTD[:, :length].nbytes)
+    if together == pieces:
+        return _one_by_one(part, length, context, x_BTD, *(state or ()))
+    stretches = x_BTD.split(together * length, 1)
     outputs = []
-    for piece_BTD, here in zip(parts, context.pieces(length, len(parts)), strict=True):
-        y_BTD, state, *aux = _checkpoint(part, piece_BTD, state, here)
-        assert all(values == NO_AUX for values in aux), f"{part} must say that it needs whole sequences"
+    for stretch_BTD, here in zip(stretches, context.pieces(together * length, len(stretches)), strict=True):
+        y_BTD, state = _checkpoint(partial(_one_by_one, part, length, here), stretch_BTD, *(state or ()))
         outputs.append(y_BTD)
     assert state is not None
     return torch.cat(outputs, 1), state
+
+
+def pieces_together(pieces: int, state: int, inputs: int) -> int:
+    """Pieces in a stretch, given the bytes of a state and of a piece's inputs: all where states are small, else about
+    the square root, so that the states between stretches and those inside one are fewest together."""
+    return pieces if 2 * state <= inputs else math.isqrt(pieces - 1) + 1
+
+
+def _one_by_one(part: Any, length: int, context: Context, x_BTD: Tensor, *state: Tensor) -> tuple[Tensor, State]:
+    parts = x_BTD.split(length, 1)
+    outputs = []
+    for piece_BTD, here in zip(parts, context.pieces(length, len(parts)), strict=True):
+        # tensors are handed over one by one: those inside a tuple a checkpoint around this one would keep
+        y_BTD, state, *aux = _checkpoint(partial(_piece, part, here), piece_BTD, *state)
+        assert all(values == NO_AUX for values in aux), f"{part} must say that it needs whole sequences"
+        outputs.append(y_BTD)
+    return torch.cat(outputs, 1), state
+
+
+def _piece(part: Any, context: Context, x_BTD: Tensor, *state: Tensor) -> Any:
+    return part(x_BTD, state or None, context)
 
 
 def may_be_cut(block: Stateful, length: int, tokens: int) -> bool:

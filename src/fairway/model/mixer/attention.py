@@ -126,7 +126,10 @@ class Attention(Mixer):
         length = k_BGSK.shape[2]
         kept = slice(0 if self.config.window is None else max(0, length - self.config.window + 1), length)
         start_B = start_BT[:, -1] if time else start_B
-        after = k_BGSK[:, :, kept], v_BGSK[:, :, kept], seen_B + time, start_B
+        keys, values = k_BGSK[:, :, kept], v_BGSK[:, :, kept]
+        if kept.start and time > 1:
+            keys, values = keys.clone(), values.clone()  # views would keep the whole sequence alive
+        after = keys, values, seen_B + time, start_B
         return y_BTD, (*after, *(places_BS[:, kept] for places_BS in old_positions))
 
     def _angles(self, x_BTD: Tensor, position_BT: Tensor) -> Angles | None:

@@ -19,7 +19,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunk_size, chunked_flops
-from fairway.ops.conv.chunk import causal_conv
+from fairway.ops.conv.fastest import causal_conv_silu
 from fairway.ops.delta.fastest import delta
 from fairway.ops.timescale import initial_step_bias
 
@@ -99,9 +99,9 @@ class DeltaRule(Mixer):
     def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
         conv_state, memory = state or (None, None)
         joint_BTF = torch.cat((self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)), -1)
-        joint_BTF, conv_state = causal_conv(joint_BTF, self.conv_FK, None, conv_state, context.starts_BT)
+        joint_BTF, conv_state = causal_conv_silu(joint_BTF, self.conv_FK, None, conv_state, context.starts_BT)
         heads = (self.config.heads, self.head_width)
-        q_BTHK, k_BTHK, v_BTHK = (part.unflatten(-1, heads) for part in functional.silu(joint_BTF).chunk(3, -1))
+        q_BTHK, k_BTHK, v_BTHK = (part.unflatten(-1, heads) for part in joint_BTF.chunk(3, -1))
         o_BTHK, memory = delta(
             functional.normalize(widened(q_BTHK), dim=-1) / math.sqrt(self.head_width),
             functional.normalize(widened(k_BTHK), dim=-1),

@@ -16,7 +16,7 @@ from torch.nn import functional
 from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
-from fairway.ops.conv.chunk import causal_conv
+from fairway.ops.conv.fastest import causal_conv_silu
 from fairway.ops.selective_scan.fastest import selective_scan
 from fairway.ops.selective_scan.naive import Discretisation
 from fairway.ops.timescale import initial_step_bias
@@ -92,8 +92,7 @@ class Mamba(Mixer):
         conv_state, scan_state = state or (None, None)
         starts_BT = context.starts_BT
         u_BTE, z_BTE = self.input(x_BTD).chunk(2, -1)
-        u_BTE, conv_state = causal_conv(u_BTE, self.conv_EK, self.conv_bias_E, conv_state, starts_BT)
-        u_BTE = functional.silu(u_BTE)
+        u_BTE, conv_state = causal_conv_silu(u_BTE, self.conv_EK, self.conv_bias_E, conv_state, starts_BT)
         states = self.config.states
         low_BTR, B_BTN, C_BTN = self.select(u_BTE).split((self.rank, states, states), -1)
         step_BTE = widened(functional.linear(low_BTR, self.step_ER)) + widened(self.step_bias_E)

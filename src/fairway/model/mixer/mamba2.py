@@ -17,7 +17,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunked_flops
-from fairway.ops.conv.chunk import causal_conv
+from fairway.ops.conv.fastest import causal_conv_silu
 from fairway.ops.ssd.fastest import ssd
 from fairway.ops.timescale import initial_step_bias
 
@@ -98,8 +98,8 @@ class Mamba2(Mixer):
         conv_state, scan_state = state or (None, None)
         starts_BT = context.starts_BT
         z_BTE, mixed_BTF, step_BTH = self.input(x_BTD).split((self.inner, self.convolved, config.heads), -1)
-        mixed_BTF, conv_state = causal_conv(mixed_BTF, self.conv_FK, self.conv_bias_F, conv_state, starts_BT)
-        u_BTE, B_BTX, C_BTX = functional.silu(mixed_BTF).split((self.inner, self.shared, self.shared), -1)
+        mixed_BTF, conv_state = causal_conv_silu(mixed_BTF, self.conv_FK, self.conv_bias_F, conv_state, starts_BT)
+        u_BTE, B_BTX, C_BTX = mixed_BTF.split((self.inner, self.shared, self.shared), -1)
         y_BTHP, scan_state = ssd(
             u_BTE.unflatten(-1, (config.heads, self.inner // config.heads)),
             functional.softplus(widened(step_BTH) + widened(self.step_bias_H)),

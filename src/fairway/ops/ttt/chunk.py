@@ -75,21 +75,42 @@ def _piece(piece: _Piece, affine: Affine | None, carried: Carried, batch_size: i
     q, k = piece.q_BHCK, piece.k_BHCK
     if len(weights) == 2:
         grad_Z = _output_gradient(k @ weights[0] if affine is None else k @ weights[0] + weights[1], piece, affine)
-        Zbar, sums = _dual(q, k, grad_Z, piece, carried, 0, with_bias=affine is not None)
+        Zbar, rated = _dual(q, k, grad_Z, piece, carried, 0, with_bias=affine is not None)
+        learned = [(k, rated, affine is not None)]
     else:
         Z1 = k @ weights[0] + weights[1]
         X2 = functional.gelu(Z1, approximate="tanh")
         grad_Z2 = _output_gradient(X2 @ weights[2] + weights[3], piece, affine)
         grad_Z1 = grad_Z2 @ weights[2].mT * _gelu_slope(Z1)
-        Z1bar, sums1 = _dual(q, k, grad_Z1, piece, carried, 0)
-        X2bar = functional.gelu(Z1bar, approximate="tanh")
-        Zbar, sums2 = _dual(X2bar, X2, grad_Z2, piece, carried, 2)
-        sums = (*sums1, *sums2)
-    place = carried.place + q.shape[2]
+        Z1bar, rated1 = _dual(q, k, grad_Z1, piece, carried, 0)
+        Zbar, rated2 = _dual(functional.gelu(Z1bar, approximate="tanh"), X2, grad_Z2, piece, carried, 2)
+        learned = [(k, rated1, True), (X2, rated2, True)]
+    return Zbar, _after(piece, learned, carried, batch_size)
+
+
+def _after(piece: _Piece, learned: list[tuple[Tensor, Tensor, bool]], carried: Carried, batch_size: int) -> Carried:
+    """The sums with this piece's keys and rated gradients of each layer; or, where it ends, the next weights.
+
+    A whole mini-batch steps without sums, so that autograd keeps no second tensor as large as the weights.
+    """
+    place, last = carried.place + piece.q_BHCK.shape[2], piece.token_rate_C1[-1]
+    if not carried.place and place == batch_size:
+        steps = _summed([(keys, last * rated, with_bias) for keys, rated, with_bias in learned], carried.sums)
+        return Carried.fresh(tuple(w - step for w, step in zip(carried.weights, steps, strict=True)))
+    new = _summed(learned, carried.sums)
+    sums = tuple(old + more for old, more in zip(carried.sums, new, strict=True))
     if place < batch_size:
-        return Zbar, Carried(weights, sums, place)
-    last = piece.token_rate_C1[-1]
-    return Zbar, Carried.fresh(tuple(w - last * s for w, s in zip(weights, sums, strict=True)))
+        return Carried(carried.weights, sums, place)
+    return Carried.fresh(tuple(w - last * s for w, s in zip(carried.weights, sums, strict=True)))
+
+
+def _summed(learned: list[tuple[Tensor, Tensor, bool]], like: tuple[Tensor, ...]) -> list[Tensor]:
+    """The sums of rated gradients by W and b of each layer; zeros like the old ones for a layer without b."""
+    found: list[Tensor] = []
+    for layer, (keys, rated, with_bias) in enumerate(learned):
+        by_b = rated.sum(2, keepdim=True) if with_bias else torch.zeros_like(like[2 * layer + 1])
+        found += [keys.mT @ rated, by_b]
+    return found
 
 
 def _dual(
@@ -100,8 +121,8 @@ def _dual(
     carried: Carried,
     layer: int,
     with_bias: bool = True,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Outputs of one inner layer with each token's own weights, and its new sums of rated gradients."""
+) -> tuple[Tensor, Tensor]:
+    """Outputs of one inner layer with each token's own weights, and its rated gradients by Z."""
     W, b = carried.weights[layer : layer + 2]
     sum_W, sum_b = carried.sums[layer : layer + 2]
     rated = piece.rate_BHC1 * grad_Z
@@ -111,8 +132,7 @@ def _dual(
     if carried.place:
         steps = steps + queries @ sum_W + sum_b
     Zbar = queries @ W - piece.token_rate_C1 * steps
-    new_W = sum_W + keys.mT @ rated
-    return (Zbar + b, (new_W, sum_b + rated.sum(2, keepdim=True))) if with_bias else (Zbar, (new_W, sum_b))
+    return Zbar + b if with_bias else Zbar, rated
 
 
 def _output_gradient(Z: Tensor, piece: _Piece, affine: Affine | None) -> Tensor:

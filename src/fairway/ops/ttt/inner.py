@@ -8,7 +8,6 @@ Shape key: B batch, T time, H heads, K head width, F hidden width.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 Weights = tuple[Tensor, ...]
@@ -28,8 +27,8 @@ class Carried:
 
     @classmethod
     def fresh(cls, weights: Weights) -> "Carried":
-        """At the start of a mini-batch."""
-        return cls(weights, tuple(torch.zeros_like(weight) for weight in weights), 0)
+        """At the start of a mini-batch. The sums are views of one zero: they take no memory until they are used."""
+        return cls(weights, tuple(weight.new_zeros(()).expand_as(weight) for weight in weights), 0)
 
 
 def normalised(Z: Tensor) -> tuple[Tensor, Tensor]:

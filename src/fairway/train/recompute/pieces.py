@@ -3,7 +3,9 @@
 A block keeps its input and one state for each piece, and the activations of one piece at a time while the gradients
 are computed: memory of a recurrent block is near that of its inputs and outputs, however long the sequence. Blocks
 whose state grows with the tokens, as attention's keys and values do, or that must see all tokens together, as routed
-experts, are computed again as a whole. Gruslys et al. 2016, with the sequence cut evenly and every state kept.
+experts, are computed again as a whole. Where a state is larger than half of a piece's input, stretches of pieces are
+computed once more, and only the states between stretches and those inside one are kept. Gruslys et al. 2016, with the
+sequence cut evenly.
 """
 
 from pydantic import Field
@@ -12,7 +14,7 @@ from torch import nn
 from fairway.core.config import Source
 from fairway.model.lm import LanguageModel
 from fairway.train.numerics import RecomputeConfig
-from fairway.train.recomputation import Pieces
+from fairway.train.recomputation import Pieces, pieces_together
 from fairway.train.segmentation import Costs, Prediction
 
 SOURCE = Source("Gruslys et al.", 2016, "arXiv:1606.03401")
@@ -30,8 +32,18 @@ class Config(RecomputeConfig):
 
     def predict(self, costs: Costs) -> Prediction:
         states = costs.states or (None,) * len(costs.kept)
-        more = -(-costs.tokens // self.length) - 1
         share = min(1.0, self.length / costs.tokens)
-        carried = sum(more * state for state in states if state is not None)
-        rest = (kept if state is None else kept * share for kept, state in zip(costs.kept, states, strict=True))
-        return Prediction(sum(costs.inputs) + carried + int(max(rest)), sum(costs.work))
+        carried, again, rest = 0, 0.0, [0]
+        for inputs, kept, work, state in zip(costs.inputs, costs.kept, costs.work, states, strict=True):
+            again += work
+            if state is None:
+                rest.append(kept)
+                continue
+            pieces = -(-costs.tokens // self.length)
+            together = pieces_together(pieces, state, int(inputs * share))
+            stretches = -(-pieces // together)
+            carried += ((stretches if stretches > 1 else pieces) - 1) * state
+            again += work if stretches > 1 else 0.0
+            inside = together if stretches > 1 else min(1, pieces - 1)  # a piece joins the state to its own
+            rest.append(int(kept * share) + inside * state)
+        return Prediction(sum(costs.inputs) + carried + max(rest), again)
