@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fairway.ops.momentum.naive import SMALLEST_NORM
 from fairway.ops.symmetric.native import product
 
 Coefficients = tuple[float, float, float]
@@ -41,7 +42,6 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (
 _SAFETY = 1.01
 """Margin against rounding errors that carry singular values above 1 before the last step."""
 
-SMALLEST_NORM = 1e-7
 LONG = 2.0
 """Ratio of the sides from which periods of several steps cost less."""
 STEEP = 4.0
@@ -68,8 +68,13 @@ def orthogonalise(x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequenc
     Computes in the dtype of `x_NRC` and overwrites it. `periods` are the numbers of steps between products
     with the whole matrix; by default they follow from the shape and the coefficients.
     """
-    rows, columns = x_NRC.shape[-2:]
     x_NRC.div_(torch.linalg.vector_norm(x_NRC, dim=(-2, -1), keepdim=True).clamp_min(SMALLEST_NORM))
+    return iterate(x_NRC, steps, periods)
+
+
+def iterate(x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequence[int] | None = None) -> Tensor:
+    """The same for matrices whose Frobenius norms are 1 or 0 already."""
+    rows, columns = x_NRC.shape[-2:]
     if periods is None:
         long = max(rows, columns) >= LONG * min(rows, columns)
         periods = long_periods(steps) if long else (1,) * len(steps)

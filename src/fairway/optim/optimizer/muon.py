@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from fairway.core.config import Source
 from fairway.core.device import fast_bfloat16
 from fairway.model.parts import Role, parameter_pieces
+from fairway.ops.momentum.native import descend, direction, served
 from fairway.optim.adam import AdamRule
 from fairway.optim.groups import make_groups, members_of
-from fairway.optim.orthogonal import CoefficientName, coefficients, orthogonalise
+from fairway.optim.orthogonal import CoefficientName, coefficients, iterate, orthogonalise
 from fairway.optim.parts import Group, Growth, Optimizer, OptimizerConfig, Rates, RateScale, Rule
 
 SOURCE = Source("Jordan et al.", 2024, "kellerjordan.github.io/posts/muon")
@@ -34,8 +35,8 @@ SOURCE = Source("Jordan et al.", 2024, "kellerjordan.github.io/posts/muon")
 ScaleRule = Literal["original", "spectral", "match_rms_adamw"]
 Arithmetic = Literal["auto", "bfloat16", "float32"]
 
-_CHUNK_CPU = 1 << 19
-"""Elements updated together on a CPU: about 2 MB of float32 for each tensor involved."""
+_CHUNK_CPU = 1 << 20
+"""Elements updated together on a CPU: about 2 MB of bfloat16, that the products of one iteration hand to the next."""
 _CHUNK = 1 << 27
 _TINY = 1e-30
 
@@ -141,13 +142,17 @@ class MuonRule(Rule):
         weight_of = dict(zip(names, weights, strict=True))
         gradient_of = dict(zip(names, gradients, strict=True))
         for chunk in self._chunks(weight_of):
-            updates = {}
-            for name in chunk:
-                momentum = self.state[name]["momentum"].lerp_(gradient_of[name], 1.0 - mu)
-                updates[name] = gradient_of[name].lerp(momentum, mu) if self.config.nesterov else momentum
             pieces = [self._pieces[name] for name in chunk]
+            updates: dict[str, Tensor] = {}
+            if not (in_one_pass := self._in_one_pass([gradient_of[name] for name in chunk])):
+                updates = {name: self._stepped(name, gradient_of[name], mu) for name in chunk}
             for batch in zip(*pieces, strict=True):
-                self._update_batch(batch, weight_of, updates, group, lr)
+                if in_one_pass:
+                    o_NRC = self._orthogonal_in_one_pass(batch, gradient_of, mu)
+                else:
+                    o_NRC = self._orthogonal(batch, updates)
+                for piece, part_NRC in zip(batch, o_NRC.split(batch[0].count), strict=True):
+                    self._apply(piece, weight_of[piece.name], part_NRC, group, lr)
 
     def _chunks(self, weights: Mapping[str, Tensor]) -> list[list[str]]:
         """Parameters cut alike, few enough at a time to stay in the cache between the passes over them."""
@@ -162,25 +167,37 @@ class MuonRule(Rule):
             chunks += [names[start : start + count] for start in range(0, len(names), count)]
         return chunks
 
-    def _update_batch(
-        self,
-        batch: Sequence[_Piece],
-        weights: Mapping[str, Tensor],
-        updates: Mapping[str, Tensor],
-        group: Group,
-        lr: float,
-    ) -> None:
-        sample, shape = updates[batch[0].name], batch[0]
-        stack_NRC = sample.new_empty((len(batch) * shape.count, shape.rows, shape.columns), dtype=self._dtype(sample))
-        parts = stack_NRC.split(shape.count)
-        for piece, part in zip(batch, parts, strict=True):
+    def _in_one_pass(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether the kernel steps the momentum and makes the updates of these gradients."""
+        whole = all(one.is_contiguous() for one in gradients)
+        return whole and not self.config.equalise_rows and served(*gradients)
+
+    def _orthogonal_in_one_pass(self, batch: Sequence[_Piece], gradients: Mapping[str, Tensor], mu: float) -> Tensor:
+        """Steps the momentum of pieces of one shape; their updates, orthogonalised, in one stack."""
+        stack_NRC = self._stack(batch, gradients[batch[0].name])
+        for piece, part_NRC in zip(batch, stack_NRC.split(batch[0].count), strict=True):
+            gradient_NRC, momentum_NRC = piece.of(gradients[piece.name]), piece.of(self.state[piece.name]["momentum"])
+            direction(gradient_NRC, momentum_NRC, part_NRC, mu, self.config.nesterov)
+        return iterate(stack_NRC, self._steps)
+
+    def _stepped(self, name: str, gradient: Tensor, mu: float) -> Tensor:
+        """Steps the momentum of a parameter; its update."""
+        momentum = self.state[name]["momentum"].lerp_(gradient, 1.0 - mu)
+        return gradient.lerp(momentum, mu) if self.config.nesterov else momentum
+
+    def _orthogonal(self, batch: Sequence[_Piece], updates: Mapping[str, Tensor]) -> Tensor:
+        """The updates of pieces of one shape, orthogonalised, in one stack."""
+        stack_NRC = self._stack(batch, updates[batch[0].name])
+        for piece, part_NRC in zip(batch, stack_NRC.split(batch[0].count), strict=True):
             u_NRC = piece.of(updates[piece.name])
             if self.config.equalise_rows:
                 u_NRC = u_NRC / torch.linalg.vector_norm(u_NRC, dim=-1, keepdim=True).clamp_min(_TINY)
-            part.copy_(u_NRC)
-        parts = orthogonalise(stack_NRC, self._steps).split(shape.count)
-        for piece, part in zip(batch, parts, strict=True):
-            self._apply(piece, weights[piece.name], part, group, lr)
+            part_NRC.copy_(u_NRC)
+        return orthogonalise(stack_NRC, self._steps)
+
+    def _stack(self, batch: Sequence[_Piece], sample: Tensor) -> Tensor:
+        shape = batch[0]
+        return sample.new_empty((len(batch) * shape.count, shape.rows, shape.columns), dtype=self._dtype(sample))
 
     def _dtype(self, sample: Tensor) -> torch.dtype:
         if sample.dtype == torch.float64:
@@ -190,13 +207,17 @@ class MuonRule(Rule):
         return torch.bfloat16 if self.config.arithmetic == "bfloat16" else torch.float32
 
     def _apply(self, piece: _Piece, weight: Tensor, o_NRC: Tensor, group: Group, lr: float) -> None:
-        w_NRC = piece.of(weight)
+        w_NRC, kept = piece.of(weight), 1.0 - lr * group.weight_decay
+        rate = lr * update_scale(self.config.scale, piece.rows, piece.columns)
         if self.config.normalise_neurons:
             o_NRC = self._even(piece, o_NRC.to(weight.dtype))
-        if group.weight_decay:
-            kept = 1.0 - lr * group.weight_decay
-            w_NRC.mul_(torch.where(o_NRC * w_NRC >= 0, kept, 1.0) if self.config.cautious else kept)
-        w_NRC.add_(o_NRC, alpha=-lr * update_scale(self.config.scale, piece.rows, piece.columns))
+        if self.config.cautious and group.weight_decay:
+            w_NRC.mul_(torch.where(o_NRC * w_NRC >= 0, kept, 1.0))
+            kept = 1.0
+        if served(w_NRC):
+            descend(w_NRC, o_NRC.contiguous(), kept, rate)
+        else:
+            w_NRC.mul_(kept).sub_(o_NRC, alpha=rate)
 
     def _even(self, piece: _Piece, o_NRC: Tensor) -> Tensor:
         squares = self.state[piece.name]["squares"]
