@@ -1,4 +1,4 @@
-"""The native library built otherwise: with sanitizers, and for 64-bit Arm."""
+"""The native library built otherwise: with sanitizers, for 64-bit Arm, and not at all."""
 
 import os
 import re
@@ -108,6 +108,50 @@ def test_the_sanitizer_build_sees_a_write_behind_the_end(tmp_path: Path) -> None
     )
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_package_installs_works_and_says_what_is_missing(tmp_path: Path) -> None:
+    sources, tools, home = tmp_path / "sources", tmp_path / "tools", tmp_path / "home"
+    for path in (sources, tools):
+        path.mkdir()
+    for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    leave = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("src", "docs"):
+        shutil.copytree(ROOT / name, sources / name, ignore=leave)
+    for name in ("cmake", "ninja"):
+        found = shutil.which(name)
+        if found is not None:
+            (tools / name).symlink_to(Path(found).resolve())
+    bare = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CC", "CXX", "FAIRWAY_NATIVE", "FAIRWAY_LEVEL")
+    }
+    bare |= {"PATH": str(tools), "PYTHONPATH": str(home), "PIP_NO_CACHE_DIR": "1"}
+    assert shutil.which("c++", path=bare["PATH"]) is None
+
+    def plain(*command: str) -> subprocess.CompletedProcess[str]:
+        whole = [sys.executable, *command]
+        return subprocess.run(whole, capture_output=True, text=True, check=False, env=bare, cwd=tmp_path)
+
+    done = plain("-m", "pip", "install", "--no-deps", "--target", str(home), str(sources))
+    if "No matching distribution found for scikit-build-core" in done.stderr:
+        pytest.skip("the build tool cannot be fetched here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not [path for path in home.rglob("*") if path.suffix == ".so"]
+    script = (
+        "import torch, fairway; from fairway.core import native; from fairway.ops.rms_norm.native import rms_norm;"
+        "assert native.level() is None; x = torch.randn(64, 256); y = rms_norm(x, None, 1e-6, x.dtype);"
+        "assert torch.allclose(y.square().mean(-1), torch.ones(64), atol=1e-4); print(fairway.__file__)"
+    )
+    used = plain("-c", script)
+    assert used.returncode == 0, used.stderr
+    assert used.stdout.startswith(str(home))
+    doctor = plain("-m", "fairway", "doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    assert "no C++ compiler" in doctor.stdout + doctor.stderr
 
 
 @pytest.mark.slow

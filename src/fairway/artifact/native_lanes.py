@@ -13,6 +13,9 @@ from fairway.artifact.lanes import ENDS_EARLY, NOT_ITS_OWN, Spans, States, Words
 from fairway.artifact.parts import Integers, refuse_unless
 from fairway.core.native import kernel, level
 
+_SPARE_WORDS = 16
+"""The kernel stores whole vectors, whose first words nobody needs."""
+
 
 def encode(places: Integers, span_S: Spans, bits: int) -> tuple[States, Words]:
     """The same as `lanes.encode`."""
@@ -20,7 +23,7 @@ def encode(places: Integers, span_S: Spans, bits: int) -> tuple[States, Words]:
         return lanes.encode(places, span_S, bits)
     places = np.ascontiguousarray(places, np.int32)
     state = np.full(lanes.lane_count(len(places)), lanes.FIRST_STATE, np.uint32)
-    words, used = np.empty(len(places), np.uint16), np.zeros(1, np.int64)
+    words, used = np.empty(len(places) + _SPARE_WORDS, np.uint16), np.zeros(1, np.int64)
     kernel("rans_encode")(
         _address(places), _address(span_S), _address(state), _address(words), _address(used), c_long(len(places)),
         c_long(len(state)), c_long(len(span_S)), c_int(bits),

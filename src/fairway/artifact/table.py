@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fairway.artifact.bits import BitReader, BitWriter, best_rice, unzigzag, zigzag
+from fairway.artifact.native_counts import counts
 from fairway.artifact.parts import Integers, refuse_unless, within
 
 LARGEST_ALPHABET = 4096
@@ -129,11 +130,11 @@ class Histogram:
             return Histogram(np.zeros(0, np.int64), np.zeros(0, np.int64))
         low, high = int(symbols.min()), int(symbols.max())
         if high - low > max(1 << 16, 4 * symbols.size):
-            values, counts = np.unique(symbols, return_counts=True)
-            return Histogram(values.astype(np.int64), counts.astype(np.int64))
-        counts = np.bincount((symbols.astype(np.int64) if high - low > 2**30 else symbols - np.int32(low)).reshape(-1))
-        present = np.flatnonzero(counts)
-        return Histogram(present + low, counts[present])
+            values, times = np.unique(symbols, return_counts=True)
+            return Histogram(values.astype(np.int64), times.astype(np.int64))
+        found = counts(symbols, low, high)
+        present = np.flatnonzero(found)
+        return Histogram(present + low, found[present])
 
     def __add__(self, other: "Histogram") -> "Histogram":
         values, place = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)
@@ -202,10 +203,15 @@ def _differences(values: Sequence[int], order: int) -> list[int]:
 
 def split(symbols: Integers, table: Table) -> tuple[Integers, bytes]:
     """Places in the table of the symbols' upper parts, and their low bits packed."""
-    high = symbols >> table.shift
+    high = symbols >> table.shift if table.shift else symbols
     listed = np.array(table.symbols, np.int64)
-    if len(listed) and listed[-1] - listed[0] == len(listed) - 1:
+    reach = int(listed[-1] - listed[0]) + 1 if len(listed) else 0
+    if 0 < reach == len(listed):
         places = high - listed[0].astype(high.dtype)
+    elif 0 < reach <= 1 << 16:
+        place_of = np.zeros(reach, np.int32)
+        place_of[listed - listed[0]] = np.arange(len(listed), dtype=np.int32)
+        places = place_of[high - listed[0].astype(high.dtype)]
     else:
         places = np.searchsorted(listed, high)
     return places.astype(np.int32, copy=False), _low_bits(symbols, table.shift)
@@ -214,9 +220,11 @@ def split(symbols: Integers, table: Table) -> tuple[Integers, bytes]:
 def _low_bits(symbols: Integers, shift: int) -> bytes:
     if not shift:
         return b""
-    low = (symbols & ((1 << shift) - 1)).astype(np.uint32)
-    bits = (low[:, None] >> np.arange(shift, dtype=np.uint32)) & 1
-    return np.packbits(bits.astype(np.uint8)).tobytes()
+    low = (symbols & ((1 << shift) - 1)).astype(np.uint8 if shift <= 8 else np.uint32)
+    bits = np.empty((len(low), shift), np.uint8)
+    for place in range(shift):
+        bits[:, place] = (low >> place) & 1
+    return np.packbits(bits).tobytes()
 
 
 def joined(places: Integers, low: bytes, table: Table) -> Integers:

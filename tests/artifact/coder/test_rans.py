@@ -5,6 +5,7 @@ import pytest
 
 from fairway.artifact import lanes, native_lanes
 from fairway.artifact.coder.rans import GRIDS, Rans
+from fairway.artifact.native_counts import counts
 from fairway.artifact.parts import coder
 from fairway.artifact.table import Histogram
 from fairway.core.errors import ArtifactError
@@ -91,3 +92,18 @@ def _decodes_without(data: bytearray, at: int) -> bool:
     except ArtifactError as error:
         return "grid" in str(error)
     return False
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("count", [1, 4095, 4096, 20_003])
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (-7, 5), (-20_000, 20_000), (-(2**31), -(2**31) + 9)])
+def test_every_number_is_counted_once(low: int, high: int, count: int, level: str | None) -> None:
+    symbols = np.random.default_rng(count).integers(low, high + 1, count).astype(np.int32)
+    symbols[[0, -1]] = low, high if count > 1 else low
+    values, times = np.unique(symbols, return_counts=True)
+    with at_level(level):
+        found = counts(symbols, low, high)
+    assert found.dtype == np.int64
+    assert len(found) == high - low + 1
+    assert np.array_equal(np.flatnonzero(found) + low, values)
+    assert np.array_equal(found[found > 0], times)

@@ -1,4 +1,4 @@
-// Interleaved asymmetric numeral systems: see lanes.py for the definition.
+// Interleaved asymmetric numeral systems: see fairway/artifact/lanes.py for the definition.
 
 #include "../../ops/kernel/scratch.h"
 #include "../../ops/kernel/vector.h"
@@ -12,17 +12,35 @@ template <int bytes>
 inline Words gathered(Words at, const void* from) {
     return (Words)_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff, (__m512i)at, from, bytes);
 }
+
+// Numbers of 32 bits by place: in two registers where there are few, else in memory. A Scratch is long enough for both.
+constexpr long few_symbols = 32;
+
+template <bool few>
+struct Lookup {
+    const void* from;
+    __m512i low, high;
+
+    explicit Lookup(const void* from) : from(from) {
+        low = _mm512_loadu_si512(from);
+        high = _mm512_loadu_si512((const uint32_t*)from + 16);
+    }
+    Words operator[](Words place) const {
+        return few ? (Words)_mm512_permutex2var_epi32(low, (__m512i)place, high) : gathered<4>(place, from);
+    }
+};
 #endif
 
 // For each number below 2^bits the place whose span holds it, then that place's span and start in one word.
 struct Coding {
+    long symbols;
     int bits;
     uint32_t low;
     Scratch<uint16_t> holder;
     Scratch<uint32_t> entry;
 
     Coding(const uint32_t* span, long symbols, int bits)
-        : bits(bits), low((1u << bits) - 1), holder(1L << bits), entry(symbols) {
+        : symbols(symbols), bits(bits), low((1u << bits) - 1), holder(1L << bits), entry(symbols) {
         long slot = 0;
         for (long s = 0; s < symbols; s++) {
             entry[s] = span[s] << 16 | (uint32_t)slot;
@@ -38,9 +56,10 @@ struct Coding {
 
 #if defined(__AVX512F__)
     // The last place is read with two bytes behind it, which Scratch has.
-    Words step(Words& x) const {
+    template <bool few>
+    Words step(Words& x, const Lookup<few>& entries) const {
         Words slot = x & low, place = gathered<2>(slot, holder.data()) & 0xffffu;
-        Words e = gathered<4>(place, entry.data());
+        Words e = entries[place];
         x = (e >> 16) * (x >> bits) + slot - (e & 0xffffu);
         return place;
     }
@@ -63,16 +82,17 @@ long one_by_one(const Coding& coding, const uint16_t* words, long available, uin
 
 #if defined(__AVX512F__)
 // Sixteen lanes in one register, while whole rounds of symbols and enough words are left; returns the symbols decoded.
-template <int registers>
+template <int registers, bool few>
 long together(const Coding& coding, const uint16_t* words, long available, uint32_t* state, int32_t* places, long count,
               long& taken) {
+    Lookup<few> entries(coding.entry.data());
     Words x[registers];
     std::memcpy(x, state, sizeof x);
     long i = 0;
     for (; i + 16 * registers <= count && taken + 16 * registers <= available; i += 16 * registers) {
 #pragma GCC unroll 4
         for (int j = 0; j < registers; j++) {
-            Words place = coding.step(x[j]);
+            Words place = coding.step(x[j], entries);
             std::memcpy(places + i + 16 * j, &place, sizeof place);
             __mmask16 low = _mm512_cmplt_epu32_mask((__m512i)x[j], _mm512_set1_epi32((int)first_state));
             Halves next;
@@ -85,15 +105,23 @@ long together(const Coding& coding, const uint16_t* words, long available, uint3
     std::memcpy(state, x, sizeof x);
     return i;
 }
+
+template <bool few>
+long whole_rounds(const Coding& coding, const uint16_t* words, long available, uint32_t* state, int32_t* places, long count,
+                  long lane_count, long& taken) {
+    if (lane_count == 64) return together<4, few>(coding, words, available, state, places, count, taken);
+    if (lane_count == 32) return together<2, few>(coding, words, available, state, places, count, taken);
+    if (lane_count == 16) return together<1, few>(coding, words, available, state, places, count, taken);
+    return 0;
+}
 #endif
 
 long decode(const Coding& coding, const uint16_t* words, long available, uint32_t* state, int32_t* places, long count,
             long lane_count) {
     long taken = 0, from = 0;
 #if defined(__AVX512F__)
-    if (lane_count == 64) from = together<4>(coding, words, available, state, places, count, taken);
-    if (lane_count == 32) from = together<2>(coding, words, available, state, places, count, taken);
-    if (lane_count == 16) from = together<1>(coding, words, available, state, places, count, taken);
+    bool few = coding.symbols <= few_symbols;
+    from = (few ? whole_rounds<true> : whole_rounds<false>)(coding, words, available, state, places, count, lane_count, taken);
 #endif
     return one_by_one(coding, words, available, state, places, from, count, lane_count, taken);
 }
@@ -113,57 +141,73 @@ uint16_t* encode_one_by_one(const uint32_t* entry, const int32_t* places, uint32
 }
 
 #if defined(__AVX512F__)
-// Rounded down, by doubles: they hold 53 bits, and no quotient of numbers of 32 bits lies within 2^-32 below a whole one.
-inline Words quotient(Words a, Words b) {
-    typedef uint32_t Half __attribute__((vector_size(32)));
-    typedef double Doubles __attribute__((vector_size(64)));
-    Half parts[2], divisors[2];
-    std::memcpy(parts, &a, sizeof a);
-    std::memcpy(divisors, &b, sizeof b);
-    for (int k = 0; k < 2; k++) {
-        Doubles ratio = __builtin_convertvector(parts[k], Doubles) / __builtin_convertvector(divisors[k], Doubles);
-        parts[k] = __builtin_convertvector(ratio, Half);
-    }
-    std::memcpy(&a, parts, sizeof a);
-    return a;
+// Quotient and remainder by a reciprocal, for quotients below 2^20: six roundings of 2^-24 at most, each way, and 2^-21
+// less on purpose, so the first guess is right or one too small.
+inline Words quotient(Words a, Words b, Floats reciprocal, Words& rest) {
+    Floats ratio = (Floats)_mm512_maskz_cvtepu32_ps(0xffff, (__m512i)a) * reciprocal;
+    __m512i q = _mm512_maskz_cvttps_epu32(0xffff, (__m512)ratio);
+    rest = a - (Words)q * b;
+    __mmask16 more = _mm512_cmpge_epu32_mask((__m512i)rest, (__m512i)b);
+    rest = (Words)_mm512_mask_sub_epi32((__m512i)rest, more, (__m512i)rest, (__m512i)b);
+    return (Words)_mm512_mask_add_epi32(q, more, q, _mm512_set1_epi32(1));
 }
 
-// Whole rounds of symbols, sixteen lanes in one register.
-template <int registers>
+inline Floats reciprocal_of(Words span) {
+    Floats f = (Floats)_mm512_maskz_cvtepu32_ps(0xffff, (__m512i)span);
+    Floats r = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)f);
+    return r * (2.0f - f * r) * (1.0f - 0x1p-21f);
+}
+
+// Whole rounds of symbols, sixteen lanes in one register. Sixteen words in front of `to` may be overwritten at any time.
+template <int registers, bool few>
 uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long rounds,
                           int bits) {
+    const Words counting = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    alignas(64) float inverse[few_symbols];
+    Lookup<few> entries(entry);
+    store(inverse, reciprocal_of((Words)entries.low >> 16));
+    store(inverse + 16, reciprocal_of((Words)entries.high >> 16));
+    Lookup<few> inverses(inverse);
     Words x[registers];
     std::memcpy(x, state, sizeof x);
     for (long i = 16 * registers * (rounds - 1); i >= 0; i -= 16 * registers) {
 #pragma GCC unroll 4
         for (int j = registers - 1; j >= 0; j--) {
-            Words place;
+            Words place, rest;
             std::memcpy(&place, places + i + 16 * j, sizeof place);
-            Words e = gathered<4>(place, entry), f = e >> 16;
+            Words e = entries[place], f = e >> 16;
             __mmask16 full = _mm512_cmpge_epu32_mask((__m512i)(x[j] >> (32 - bits)), (__m512i)f);
+            uint32_t written = (uint32_t)__builtin_popcount(full);
             __m512i out = _mm512_maskz_compress_epi32(full, (__m512i)x[j]);
-            int written = __builtin_popcount(full);
+            out = _mm512_maskz_permutexvar_epi32(0xffff, (__m512i)(counting + written), out);
+            _mm256_storeu_si256((__m256i*)(to - 16), _mm512_maskz_cvtepi32_epi16(0xffff, out));
             to -= written;
-            _mm256_mask_storeu_epi16(to, (__mmask16)((1u << written) - 1), _mm512_maskz_cvtepi32_epi16(0xffff, out));
             x[j] = (Words)_mm512_mask_srli_epi32((__m512i)x[j], full, (__m512i)x[j], 16);
-            Words q = quotient(x[j], f);
-            x[j] = (q << bits) + x[j] - q * f + (e & 0xffffu);
+            Words q = quotient(x[j], f, few ? (Floats)inverses[place] : reciprocal_of(f), rest);
+            x[j] = (q << bits) + rest + (e & 0xffffu);
         }
     }
     std::memcpy(state, x, sizeof x);
     return to;
 }
+
+template <bool few>
+uint16_t* encode_rounds(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long rounds,
+                        long lane_count, int bits) {
+    if (lane_count == 64) return encode_together<4, few>(entry, places, state, to, rounds, bits);
+    if (lane_count == 32) return encode_together<2, few>(entry, places, state, to, rounds, bits);
+    return encode_together<1, few>(entry, places, state, to, rounds, bits);
+}
 #endif
 
-uint16_t* encode(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long count, long lane_count,
-                 int bits) {
+uint16_t* encode(const uint32_t* entry, [[maybe_unused]] long symbols, const int32_t* places, uint32_t* state, uint16_t* to,
+                 long count, long lane_count, int bits) {
 #if defined(__AVX512F__)
     long rounds = count / lane_count;
     if (lane_count >= 16 && lane_count <= 64) {
         to = encode_one_by_one(entry, places, state, to, rounds * lane_count, count, lane_count, bits);
-        if (lane_count == 64) return encode_together<4>(entry, places, state, to, rounds, bits);
-        if (lane_count == 32) return encode_together<2>(entry, places, state, to, rounds, bits);
-        return encode_together<1>(entry, places, state, to, rounds, bits);
+        bool few = symbols <= few_symbols;
+        return (few ? encode_rounds<true> : encode_rounds<false>)(entry, places, state, to, rounds, lane_count, bits);
     }
 #endif
     return encode_one_by_one(entry, places, state, to, 0, count, lane_count, bits);
@@ -171,14 +215,14 @@ uint16_t* encode(const uint32_t* entry, const int32_t* places, uint32_t* state, 
 
 }  // namespace
 
-// words: room for `count` of them, filled from the end; `used` receives how many. state: `lane_count` times 2^16.
+// words: room for sixteen more than `count`, filled from the end; `used` receives how many. state: `lane_count` times 2^16.
 FAIRWAY_EXPORT(rans_encode)
 (const int32_t* places, const uint32_t* span, uint32_t* state, uint16_t* words, long* used, long count, long lane_count,
  long symbols, int bits) {
     Scratch<uint32_t> entry(symbols);
     for (long s = 0, start = 0; s < symbols; start += span[s++]) entry[s] = span[s] << 16 | (uint32_t)start;
-    uint16_t* to = encode(entry.data(), places, state, words + count, count, lane_count, bits);
-    *used = words + count - to;
+    uint16_t* end = words + 16 + count;
+    *used = end - encode(entry.data(), symbols, places, state, end, count, lane_count, bits);
 }
 
 // `taken` receives the words used, or -1 where there are too few; `state` is overwritten by the last states.
@@ -186,4 +230,15 @@ FAIRWAY_EXPORT(rans_decode)
 (const uint16_t* words, const uint32_t* span, uint32_t* state, int32_t* places, long* taken, long count, long lane_count,
  long symbols, long available, int bits) {
     *taken = decode(Coding(span, symbols, bits), words, available, state, places, count, lane_count);
+}
+
+// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it. Four tables,
+// as the same number often follows itself.
+FAIRWAY_EXPORT(count_symbols)(const int32_t* symbols, int64_t* counts, long low, long count, long range) {
+    Scratch<uint32_t> found(4 * range);
+    long i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (long j = 0; j < 4; j++) found[j * range + symbols[i + j] - low]++;
+    for (; i < count; i++) found[symbols[i] - low]++;
+    for (long s = 0; s < range; s++) counts[s] = (int64_t)found[s] + found[range + s] + found[2 * range + s] + found[3 * range + s];
 }
