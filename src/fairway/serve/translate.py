@@ -170,6 +170,6 @@ def _write_unembedding(writer: Writer, embedding: Embedding, hidden_D: Span) -> 
                 gain_E, bias_E = down.gain_E.detach(), down.bias_E.detach()
                 writer.add(Normalise(inner_E, inner_E, "layer", eps=1e-5, gain_N=gain_E, bias_N=bias_E))
             return writer.product(inner_E, embedding.table_VE)
-        case ValueEmbedding():
+        case ValueEmbedding() | BigramHashEmbedding():
             return _write_unembedding(writer, embedding.base, hidden_D)
     raise Untranslated(f"its embedding is a {type(embedding).__name__}")

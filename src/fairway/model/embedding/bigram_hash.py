@@ -68,7 +68,7 @@ class BigramHashEmbedding(Embedding):
         row_BT = bigram_rows(tokens_BT, last_B, context.starts_BT, len(self.table_NE))
         pair_BTD = self.up(functional.embedding(row_BT, self.table_NE))
         x_BTD = x_BTD + pair_BTD * self.scale.to(pair_BTD.dtype)
-        return x_BTD, (tokens_BT[:, -1] if tokens_BT.shape[1] else last_B, *after)
+        return x_BTD, (tokens_BT[:, -1].clone() if tokens_BT.shape[1] else last_B, *after)
 
     def unembed(self, x_BTD: Tensor) -> Tensor:
         return self.base.unembed(x_BTD)
