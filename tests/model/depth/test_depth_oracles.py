@@ -226,6 +226,19 @@ def test_training_takes_the_tokens_with_the_largest_r_in_their_order() -> None:
     assert block.chosen(19) == 5
 
 
+def test_gradients_in_training_are_those_of_one_sequence_after_another() -> None:
+    _, block = routed(capacity=0.3)
+    x, up = sample().requires_grad_(), sample(seed=2)
+    by = [x, *block.parameters()]
+    y, _, aux = block.train()(x)
+    seen = torch.autograd.grad((y * up).sum() + aux.losses["choice"], by)
+    r = x @ block.router.weight[0]
+    chosen = r >= r.topk(5, dim=1).values[:, -1:]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(r, chosen.to(r.dtype))
+    wanted = torch.autograd.grad((dense_masked(block, x, chosen) * up).sum() + 0.01 * loss, by)
+    assert all(torch.allclose(one, other, rtol=0, atol=1e-9) for one, other in zip(seen, wanted, strict=True))
+
+
 def test_outside_training_a_token_is_chosen_by_itself() -> None:
     _, block = routed()
     x = sample()
