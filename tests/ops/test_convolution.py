@@ -103,3 +103,13 @@ def test_an_empty_piece_changes_nothing() -> None:
     y, last = fastest.causal_conv_silu(x[:, :0], weight, bias, state)
     assert y.shape == (2, 0, 8)
     assert torch.equal(last, state)
+
+
+def test_the_registered_op_is_differentiable_and_has_fakes() -> None:
+    x, weight, bias, state = given((2, 9, 8, 4), torch.float32, bias=True)
+    assert weight is not None
+    arguments = (x, weight.T.contiguous(), bias, state, starts_of(2, 9), True)
+    leaves = tuple(a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+    with at_level("portable"):
+        result = torch.library.opcheck(torch.ops.fairway.causal_conv.default, leaves)
+    assert set(result.values()) == {"SUCCESS"}

@@ -4,14 +4,20 @@
 // The gradient by the input of a token is complete once the taps - 1 tokens behind it are done: a ring of as many rows
 // collects it in float32.
 
-#include <algorithm>
-#include <vector>
+#include <cstring>
 
 #include "../kernel/point.h"
+#include "../kernel/scratch.h"
 
 namespace {
 
 constexpr long block = 128;
+
+inline void clear(float* p, long count) { std::memset(p, 0, (size_t)count * sizeof(float)); }
+
+inline void copy(const float* from, float* to, long count) { std::memcpy(to, from, (size_t)count * sizeof(float)); }
+
+inline long smaller(long a, long b) { return a < b ? a : b; }
 
 struct Sizes {
     long batch, length, width, taps, batch_stride, time_stride;
@@ -37,7 +43,7 @@ struct Sequence {
           carried(n.taps - 1) {}
 
     // How many tokens back the token t may look, given that of the token before it.
-    long reach(long t, long before) const { return starts && starts[t] ? 0 : std::min(before + 1, carried); }
+    long reach(long t, long before) const { return starts && starts[t] ? 0 : smaller(before + 1, carried); }
 
     Floats row(long t, long i, long left) const {
         return t >= 0 ? load_part(x + t * n.time_stride + i, left)
@@ -60,7 +66,7 @@ void forward(const T* x, const float* weight, const float* bias, const float* st
 #pragma omp parallel for collapse(2) schedule(static)
     for (long which = 0; which < n.batch; which++)
         for (long part = 0; part < blocks; part++) {
-            const long first = part * block, wide = std::min(block, n.width - first);
+            const long first = part * block, wide = smaller(block, n.width - first);
             const Sequence<T> seen(x, weight, bias, state, starts, n, which, first);
             T* to = y + which * n.length * n.width + first;
             long reach = seen.carried;
@@ -86,20 +92,20 @@ void backward(const T* g, const float* glast, const T* x, const float* weight, c
 #pragma omp parallel for collapse(2) schedule(static)
     for (long which = 0; which < n.batch; which++)
         for (long part = 0; part < blocks; part++) {
-            const long first = part * block, wide = std::min(block, n.width - first);
+            const long first = part * block, wide = smaller(block, n.width - first);
             const Sequence<T> seen(x, weight, bias, state, starts, n, which, first);
             const long carried = seen.carried, taps = n.taps;
             // the ring, and the sums by each tap and by the bias; rows of `block`
-            std::vector<float> held((size_t)((2 * taps + 1) * block), 0.0f);
+            const Scratch<float> held((2 * taps + 1) * block);
             float *ring = held.data(), *by_tap = ring + taps * block, *by_bias = by_tap + taps * block;
             float* by_state = dstate + which * carried * n.width + first;
-            for (long j = 0; j < carried; j++) std::fill_n(by_state + j * n.width, wide, 0.0f);
+            for (long j = 0; j < carried; j++) clear(by_state + j * n.width, wide);
             auto target = [&](long t) { return t >= 0 ? ring + t % taps * block : by_state + (carried + t) * n.width; };
             auto finish = [&](long t) {
                 float* from = ring + t % taps * block;
                 for (long i = 0; i < wide; i += lanes)
                     store_part(dx + (which * n.length + t) * n.width + first + i, load_part(from + i, wide - i), wide - i);
-                std::fill_n(from, wide, 0.0f);
+                clear(from, wide);
             };
             long reach = carried;
             for (long t = 0; t < n.length; t++) {
@@ -124,10 +130,10 @@ void backward(const T* g, const float* glast, const T* x, const float* weight, c
                 float* to = target(n.length - carried + j);
                 for (long i = 0; i < wide; i++) to[i] += from[i];
             }
-            for (long t = std::max(0l, n.length - taps); t < n.length; t++) finish(t);
+            for (long t = n.length < taps ? 0 : n.length - taps; t < n.length; t++) finish(t);
             for (long k = 0; k < taps; k++)
-                std::copy_n(by_tap + k * block, wide, dweight + (which * taps + k) * n.width + first);
-            std::copy_n(by_bias, wide, dbias + which * n.width + first);
+                copy(by_tap + k * block, dweight + (which * taps + k) * n.width + first, wide);
+            copy(by_bias, dbias + which * n.width + first, wide);
         }
 }
 
