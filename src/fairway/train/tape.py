@@ -1,7 +1,8 @@
 """A tape of a block's forward pass: what is dear is kept for the backward pass, what is cheap computed again from it.
 
 The outputs of products with weights, of fused attention, of scans and of anything random are kept where the backward
-pass needs them. Point functions, norms, gates, rotations, casts, softmax and the scores of plain attention are not:
+pass needs them, and so are rotated queries and keys, which are small and end a chain of two operations each. Point
+functions, norms, gates, casts, softmax and the scores of plain attention are not:
 each tensor that autograd would save and that came about by those alone is replaced by the operations that lead to it
 from kept ones. They run once, on demand, without autograd, and their results live until the block's gradients are done.
 """
@@ -16,16 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.ops.add_rms_norm import native as _add_rms_norm
 from fairway.ops.gate import native as _gate
-from fairway.ops.norm_rotate import native as _norm_rotate
 from fairway.ops.relu2 import native as _relu2
 from fairway.ops.rms_norm import native as _rms_norm
-from fairway.ops.rotate import native as _rotate
 from fairway.ops.squash import native as _squash
 
 SMALL = 64
 """Tensors smaller than this share of the block's input are kept."""
 
-_REGISTERED = (_add_rms_norm, _gate, _norm_rotate, _relu2, _rms_norm, _rotate, _squash)
+_REGISTERED = (_add_rms_norm, _gate, _relu2, _rms_norm, _squash)
 _NAMES = {
     "aten": (
         "_to_copy clone cat stack sum.dim_IntList mean.dim cumsum _softmax native_layer_norm _fused_rms_norm rms_norm "

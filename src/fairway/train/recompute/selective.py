@@ -1,8 +1,8 @@
 """Only what is large to keep and cheap to compute is computed again: attention's scores and point functions.
 
 The outputs of products with weights are kept where a gradient needs them, and those of scans and of fused attention,
-which holds no scores; scores and probabilities of attention by plain products, norms, rotations, gates and activations
-are not. Korthikanti et al. 2022.
+which holds no scores, with its queries and keys; scores and probabilities of attention by plain products, norms, gates
+and activations are not. Korthikanti et al. 2022.
 """
 
 from torch import nn
