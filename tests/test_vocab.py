@@ -122,6 +122,13 @@ def test_the_best_is_measured_where_anything_is() -> None:
     assert Search((row(257, 2.0, 1.7), row(512, 1.9, 1.8)), {}).best.vocabulary == 257
 
 
+def test_a_size_beyond_those_that_predictions_were_tried_on_is_called_hopeful_until_it_is_measured() -> None:
+    small = row(4096, 2.0)
+    assert Search((small, row(8192, 1.9)), {}).hopeful
+    assert not Search((small, row(8192, 2.1)), {}).hopeful
+    assert not Search((row(4096, 2.0, 2.0), row(8192, 1.9, 1.8)), {}).hopeful
+
+
 def test_it_says_how_long_it_takes_and_a_stopped_search_goes_on_where_it_was(text: Path, tmp_path: Path) -> None:
     def stop_at_280(event: Event) -> None:
         if event.phase == "280 ids: quantise":

@@ -7,7 +7,8 @@ vocabulary shows more text in the same time and leaves fewer bytes to the layers
 The prediction is `0.94 + 0.08 (N / 1e6)^-0.34 + 0.57 (V / 1e3)^-0.34 + 0.68 (D / 1e6)^-0.28` bits per byte, N the
 parameters outside the token table, V the size and D the bytes of text seen. The exponents of N and D are those of
 Hoffmann et al. 2022 (arXiv:2203.15556); the rest was fitted to six runs of half a minute on Python source, which it
-meets within 0.03. It orders sizes roughly; `measure` trains and scores each of them.
+meets within 0.03. It knows nothing of how seldom each row of a large table is trained, so it flatters sizes above those
+runs' largest, the more so the shorter the training. It orders sizes roughly; `measure` trains and scores each of them.
 """
 
 import time
@@ -33,6 +34,8 @@ from fairway.run import Recipe, Run
 SIZES = (FIRST_PIECE, 512, 1024, 2048, 4096, 8192, 16384)
 """The first is the bytes and the boundary alone."""
 
+FITTED = 4096
+"""The largest size among the runs that the prediction was fitted to."""
 FLOOR, OF_PARAMETERS, OF_VOCABULARY, OF_TEXT = 0.94, 0.08, 0.57, 0.68
 
 
@@ -78,9 +81,15 @@ class Search:
         measured = [row for row in self.rows if row.measured is not None]
         return min(measured or self.rows, key=lambda row: row.predicted if row.measured is None else row.measured)
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether the size to take is larger than any that the prediction was tried on, and was not measured."""
+        return self.best.measured is None and self.best.vocabulary > FITTED
+
     def plain(self) -> dict[str, Any]:
         """JSON-able content."""
         return {
+            "hopeful": self.hopeful,
             "recommended": self.best.vocabulary,
             "rows": [vars(row) for row in self.rows],
             "left_out": {str(size): reason for size, reason in self.left_out.items()},

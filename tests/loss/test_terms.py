@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from fairway.core.seed import generator
-from fairway.loss.divergence import forward_kl
-from fairway.loss.next_token import NextTokenConfig, next_token
+from fairway.loss.divergence import forward_kl, jensen_shannon, reverse_kl
+from fairway.loss.next_token import FoldedTerm, Folding, NextTokenConfig, next_token
 from fairway.loss.targets import Targets, TokenTerm
 
 
@@ -31,3 +31,40 @@ def test_both_losses_together_have_the_gradient_of_their_sum(chunk: int, cap: fl
     assert torch.allclose(seen.loss, wanted, atol=1e-12)
     assert torch.allclose(seen.nats, functional.cross_entropy(logits, target), atol=1e-12)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradients, wanted_gradients, strict=True))
+
+
+class Likeliest(FoldedTerm):
+    """A term of a teacher's two likeliest tokens."""
+
+    def __init__(self, term: TokenTerm, targets: Targets) -> None:
+        self.term, self.targets = term, targets
+
+    def part(self, span: slice) -> Targets:
+        assert self.targets.index_NK is not None
+        return Targets(self.targets.log_p_NM[span], self.targets.index_NK[span])
+
+    def fold(self, span: slice) -> Folding:
+        part = self.part(span)
+        assert part.index_NK is not None
+        return Folding(part.index_NK, self.term.temperature, lambda log_s: self.term.folded(log_s, part))
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jensen_shannon(0.3)])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_folded_term_gives_what_its_whole_slope_gives(
+    divergence, cap: float | None, dtype: torch.dtype, near: float
+) -> None:
+    source = generator(1, "folded")
+    hidden = torch.randn(13, 6, generator=source, dtype=torch.float64).to(dtype).requires_grad_()
+    table = torch.nn.Parameter(torch.randn(37, 6, generator=source, dtype=torch.float64).to(dtype))
+    target = torch.randint(0, 37, (13,), generator=source)
+    z = torch.randn(13, 37, generator=source, dtype=torch.float64)
+    term = TokenTerm(divergence, 1.5, 0.7)
+    folded = Likeliest(term, Targets.of(z, 1.5, 2))
+    config = NextTokenConfig(chunk=5, z_loss=0.01)
+    found = []
+    for each in (folded, lambda a, span: term.value_and_slope(a.double(), folded.part(span))):
+        seen = next_token(lambda h: h @ table.T, [table], hidden, target, config, cap, terms=[each], own=0.3)
+        found.append((seen.loss, seen.nats, *torch.autograd.grad(seen.loss, (hidden, table))))
+    assert all(torch.allclose(a, b.to(dtype), atol=near) for a, b in zip(*found, strict=True))

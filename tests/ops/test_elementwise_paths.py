@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fairway.core.seed import generator
 from fairway.ops.cross_entropy import naive as cross_entropy_naive
-from fairway.ops.cross_entropy.native import cross_entropy_, widen_
+from fairway.ops.cross_entropy.native import cross_entropy_, fold, widen_
 from fairway.ops.relu2 import naive as relu2_naive
 from fairway.ops.relu2.native import relu2
 from fairway.ops.rms_norm import naive as rms_naive
@@ -116,6 +116,53 @@ def test_cross_entropy_and_its_gradient(
     with at_level(level):
         seen = cross_entropy_(z.clone(), target, cap, 1e-3, 0.3)
     assert all(relative(a, b) < error for a, b in zip(seen, wanted, strict=True))
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize(("vocabulary", "few"), [(2, 1), (17, 16), (33, 16), (300, 20)])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_fold_and_the_pull_that_comes_of_it(
+    vocabulary: int,
+    few: int,
+    temperature: float,
+    cap: float | None,
+    dtype: torch.dtype,
+    error: float,
+    level: str | None,
+) -> None:
+    z = (4 * draw("z", 11, vocabulary)).to(dtype)
+    z[0, 0] = 90.0  # the others' mass is no number beside it, or it is all there is
+    index = torch.rand(11, vocabulary, generator=generator(0, "index")).argsort(-1)[:, :few].contiguous()
+    index[0] = torch.arange(few)
+    target = torch.randint(0, vocabulary, (11,), generator=generator(0, "target"))
+    share, slope = draw("share", 11), draw("slope", 11, few)
+    log_p, others = cross_entropy_naive.fold(z.double(), index, cap, temperature)
+    pull = cross_entropy_naive.Pull(index, others, share, slope, temperature, 0.4)
+    wanted = cross_entropy_naive.cross_entropy(z.double(), target, cap, 1e-3, 0.3, pull)
+    with at_level(level):
+        folded = fold(z, index, cap, temperature)
+        mine = cross_entropy_naive.Pull(index, folded[1], share.float(), slope.float(), temperature, 0.4)
+        seen = cross_entropy_(z.clone(), target, cap, 1e-3, 0.3, mine)
+    assert all(relative(a, b) < 2e-6 for a, b in zip(folded, (log_p, others), strict=True))
+    assert all(relative(a, b) < error for a, b in zip(seen, wanted, strict=True))
+
+
+def test_the_definitions_of_fold_and_pull_are_a_gradient() -> None:
+    z, index = draw("z", 6, 9).requires_grad_(), torch.tensor([[0, 3]] * 6)
+    target, weights = torch.arange(6), draw("weights", 6, 3)
+    capped = 4 * torch.tanh(z / 4)
+    p = (capped / 1.5).softmax(-1)
+    kept = p.gather(-1, index)
+    log_p = torch.cat((kept, 1 - kept.sum(-1, keepdim=True)), -1).log()
+    found, others = cross_entropy_naive.fold(z.detach(), index, 4.0, 1.5)
+    assert torch.allclose(found, log_p.detach(), atol=1e-12)
+    (wanted,) = torch.autograd.grad((log_p * weights).sum(), z)
+    slope = (weights - log_p.detach().exp() * weights.sum(-1, keepdim=True)) / 1.5
+    pull = cross_entropy_naive.Pull(index, others, slope[:, -1], slope[:, :-1], 1.5)
+    _, _, seen = cross_entropy_naive.cross_entropy(z.detach(), target, 4.0, 0.0, 0.0, pull)
+    assert torch.allclose(seen, wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)

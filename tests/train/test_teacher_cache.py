@@ -22,14 +22,14 @@ def targets(tokens_BT: Tensor) -> Targets:
 
 @pytest.fixture(name="cache")
 def _cache(tmp_path: Path) -> TeacherCache:
-    return TeacherCache(tmp_path / "cache", FACTS)
+    return TeacherCache(tmp_path / "cache", FACTS, 20)
 
 
 def test_what_is_read_is_what_was_written_to_half_precision(cache: TeacherCache) -> None:
     tokens = text(20)
     given = targets(tokens)
     stored = cache.write(7, 1, tokens, given)
-    again = TeacherCache(cache.folder, FACTS).read(7, 1, tokens)
+    again = TeacherCache(cache.folder, FACTS, 20).read(7, 1, tokens)
     assert again is not None
     assert again.index_NK is not None
     assert given.index_NK is not None
@@ -52,6 +52,21 @@ def test_a_damaged_file_is_named_and_never_used(cache: TeacherCache) -> None:
             cache.read(0, 0, tokens)
 
 
+def test_a_sealed_file_that_names_no_token_of_the_vocabulary_is_refused(cache: TeacherCache) -> None:
+    tokens = text(20)
+    cache.write(0, 0, tokens, targets(tokens))
+    with pytest.raises(StorageError, match="names token"):
+        TeacherCache(cache.folder, FACTS, 10).read(0, 0, tokens)
+
+
+def test_a_sealed_file_of_another_length_is_refused(cache: TeacherCache) -> None:
+    tokens = text(20)
+    few = targets(tokens)
+    assert few.index_NK is not None
+    with pytest.raises(StorageError, match="are not those of"):
+        cache.write(0, 0, tokens, Targets(few.log_p_NM[1:], few.index_NK[1:]))
+
+
 def test_predictions_of_other_text_are_refused(cache: TeacherCache) -> None:
     cache.write(0, 0, text(20), targets(text(20)))
     with pytest.raises(StorageError, match="other text"):
@@ -60,7 +75,7 @@ def test_predictions_of_other_text_are_refused(cache: TeacherCache) -> None:
 
 def test_another_teachers_cache_is_refused_with_what_differs(cache: TeacherCache) -> None:
     with pytest.raises(ConfigError, match=r"teacher differ"):
-        TeacherCache(cache.folder, {**FACTS, "teacher": "def"})
+        TeacherCache(cache.folder, {**FACTS, "teacher": "def"}, 20)
 
 
 def test_a_teachers_fingerprint_follows_its_weights_and_settings() -> None:

@@ -53,7 +53,7 @@ def vocab(
     from fairway.cli.console.progress import progress
     from fairway.cli.console.target import budgeted, split_target
     from fairway.core.storage import write_text
-    from fairway.vocab import SIZES, plot, search
+    from fairway.vocab import FITTED, SIZES, plot, search
 
     path, assignments = split_target(recipe, overrides)
     source = [] if text is None else ["data.source.kind=text", f"data.source.path={text}"]
@@ -73,6 +73,8 @@ def vocab(
         print(f"{left:,} ids are left out: {reason}")
     how = "predicted; --train 30s would measure it" if found.best.measured is None else "measured"
     print(f"Take data.tokenizer.vocabulary={found.best.vocabulary}: the fewest bits per byte {how}. Plot: {drawing}")
+    if found.hopeful:
+        print(f"The prediction was tried up to {FITTED:,} ids and flatters larger sizes, most in short training.")
 
 
 def _title(budget: "Budget") -> str:

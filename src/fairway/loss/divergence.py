@@ -53,7 +53,7 @@ def skew_kl(skew: float, *, backward: bool = False) -> Divergence:
 
 def by_logits(g_NM: Tensor, log_s_NM: Tensor) -> Tensor:
     """dD / d logits of `s = softmax(logits)`: `g_i - s_i sum g`."""
-    return g_NM - log_s_NM.exp() * g_NM.sum(-1, keepdim=True)
+    return torch.addcmul(g_NM, log_s_NM.exp(), g_NM.sum(-1, keepdim=True), value=-1)
 
 
 def with_slope(value_N: Tensor, logits_NV: Tensor, slope_NV: Tensor) -> Tensor:
@@ -93,4 +93,7 @@ def _mean(p_NM: Tensor, x_NM: Tensor) -> Tensor:
 
 def _product(p_NM: Tensor, x_NM: Tensor) -> Tensor:
     """`p x`, and 0 where p is 0 whatever x is."""
-    return torch.where(p_NM > 0, p_NM * x_NM, torch.zeros_like(p_NM))
+    product_NM = p_NM * x_NM
+    if bool(product_NM.sum().isfinite()):
+        return product_NM
+    return torch.where(p_NM > 0, product_NM, torch.zeros_like(p_NM))

@@ -7,6 +7,7 @@ teacher's, are added chunk by chunk. Shape key: N tokens (batch and time flatten
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from fairway.core.config import Config
 from fairway.loss.readout import AnyReadout, Readout, TableReadout
-from fairway.ops.cross_entropy.native import cross_entropy_
+from fairway.ops.cross_entropy.naive import Pull
+from fairway.ops.cross_entropy.native import cross_entropy_, fold
 from fairway.ops.cross_entropy.table import Table
 
 _FEW, _MANY = 512, 2048
@@ -32,7 +34,26 @@ class NextTokenConfig(Config):
     """Tokens whose logits are held at once; by default 512 on a CPU and of a head that is one table, else 2,048."""
 
 
-Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class Folding:
+    """A further loss at some tokens, of the probabilities that `softmax(logits / temperature)` gives to K tokens."""
+
+    index_NK: Tensor
+    temperature: float
+    value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """(log-probabilities of the K tokens and, last, of all others together, (N, M)) -> (value_N, slope_NM): the slope
+    by each of the K logits, and by all others moved together."""
+
+
+class FoldedTerm(ABC):
+    """A further loss that names K tokens and takes all others together, so that no slope of its own is ever held."""
+
+    @abstractmethod
+    def fold(self, span: slice) -> Folding:
+        """The loss at the tokens `span`."""
+
+
+Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]] | FoldedTerm
 """A further loss of the logits after the soft cap: (logits_NV, which tokens these are) -> (value_N, slope_NV)."""
 
 
@@ -60,7 +81,7 @@ def next_token(
     """Loss of `target_N` under `logits(hidden)` before the soft cap, whose trainable `parameters` are given.
 
     `weight` replaces 1 / N as the weight of one token, for accumulation over unequal micro-batches. `own` is
-    the weight of this loss beside further `terms`, which bring their own.
+    the weight of this loss beside further `terms`, which bring their own; one of them may be folded.
     """
     each = 1.0 / target_N.numel() if weight is None else weight
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -93,10 +114,12 @@ class _Chunked(torch.autograd.Function):
         for hidden, target in zip(hidden_ND.split(chunk), target_N.split(chunk), strict=True):
             logits_NV = logits(hidden).detach() if readout is None else readout.logits(hidden)
             lift = _lift(logits_NV, each)
-            value, added_NV = _further(terms, logits_NV, slice(start, start + len(hidden)), softcap)
-            start, further = start + len(hidden), further + value
+            span = slice(start, start + len(hidden))
+            value, added_NV = _further(terms, logits_NV, span, softcap)
+            folded, pull = _folded(terms, logits_NV, span, softcap, each * lift)
+            start, further = span.stop, further + value + folded
             nats_N, normaliser_N, slope_NV = cross_entropy_(
-                logits_NV, target, softcap, config.z_loss, own * each * lift
+                logits_NV, target, softcap, config.z_loss, own * each * lift, pull
             )
             if added_NV is not None:
                 slope_NV = slope_NV.add_(added_NV, alpha=each * lift)
@@ -143,14 +166,31 @@ def _lift(logits_NV: Tensor, each: float) -> float:
 def _further(
     terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None
 ) -> tuple[Tensor | float, Tensor | None]:
-    """The sum of the terms over a chunk, and its gradient by the logits before the soft cap."""
-    if not terms:
+    """The sum of the whole terms over a chunk, and its gradient by the logits before the soft cap."""
+    whole = [term for term in terms if not isinstance(term, FoldedTerm)]
+    if not whole:
         return 0.0, None
     wide_NV = z_NV if z_NV.dtype == torch.float64 else z_NV.float()
     capped_NV = wide_NV if softcap is None else (wide_NV / softcap).tanh_().mul_(softcap)
-    found = [term(capped_NV, span) for term in terms]
+    found = [term(capped_NV, span) for term in whole]
     slope_NV = torch.stack([slope_NV for _, slope_NV in found]).sum(0) if len(found) > 1 else found[0][1]
     value = sum(value_N.sum(dtype=torch.float64) for value_N, _ in found)
     if softcap is None:
         return value, slope_NV
     return value, slope_NV.mul_((capped_NV / softcap).square_().neg_().add_(1))
+
+
+def _folded(
+    terms: tuple[Term, ...], z_NV: Tensor, span: slice, softcap: float | None, weight: float
+) -> tuple[Tensor | float, Pull | None]:
+    """The sum of the folded term over a chunk, and what `weight` times it adds to the gradient."""
+    given = [term for term in terms if isinstance(term, FoldedTerm)]
+    if not given:
+        return 0.0, None
+    assert len(given) == 1
+    folding = given[0].fold(span)
+    log_p_NM, others_N = fold(z_NV, folding.index_NK, softcap, folding.temperature)
+    value_N, slope_NM = folding.value_and_slope(log_p_NM)
+    share_N, slope_NK = slope_NM[:, -1].contiguous(), slope_NM[:, :-1].contiguous()
+    pull = Pull(folding.index_NK.contiguous(), others_N, share_N, slope_NK, folding.temperature, weight)
+    return value_N.sum(dtype=torch.float64), pull

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fairway.loss.divergence import Divergence, by_logits, with_slope
+from fairway.ops.cross_entropy.naive import Pull
+from fairway.ops.cross_entropy.native import fold
 
 _LEAST = 1e-7
 """Mass that the rest has at least, so that rounding cannot take all of it."""
-_FAINT = 1e-30
-"""Below this mass of the student's rest its tokens are compared by their logarithms."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Targets:
     @classmethod
     def of(cls, logits_NV: Tensor, temperature: float, top_k: int | None = None) -> Self:
         """From the teacher's logits."""
-        log_p_NV = (logits_NV / temperature).log_softmax(-1)
+        log_p_NV = _cooled(logits_NV, temperature).log_softmax(-1)
         if top_k is None or top_k >= log_p_NV.shape[-1]:
             return cls(log_p_NV)
         return cls.of_likeliest(*log_p_NV.topk(top_k, dim=-1))
@@ -66,14 +66,20 @@ class TokenTerm:
     @torch.no_grad()
     def value_and_slope(self, logits_NV: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The term at each token, (N,), and its gradient by the student's logits, (N, V)."""
-        scaled_NV = (logits_NV / self.temperature).log_softmax(-1)
-        if targets.index_NK is None:
-            value_N, g_NV = self.divergence(targets.log_p_NM.to(scaled_NV.dtype), scaled_NV)
-            slope_NV = by_logits(g_NV, scaled_NV)
-        else:
-            value_N, slope_NV = self._folded(scaled_NV, targets, targets.index_NK)
-        square = self.temperature**2
-        return self.weight * square * value_N, self.weight * self.temperature * slope_NV
+        if targets.index_NK is not None:
+            log_s_NM, others_N = fold(logits_NV, targets.index_NK, None, self.temperature)
+            value_N, slope_NM = self.folded(log_s_NM, targets)
+            pull = Pull(targets.index_NK, others_N, slope_NM[:, -1], slope_NM[:, :-1], self.temperature)
+            return value_N, pull.spread(logits_NV)
+        log_s_NV = _cooled(logits_NV, self.temperature).log_softmax(-1)
+        return self._weighted(log_s_NV, targets)
+
+    @torch.no_grad()
+    def folded(self, log_s_NM: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The term at each token, (N,), and its gradient, (N, M), by the student's logits of the K likeliest tokens
+        and by all others moved together, from its log-probabilities at the term's temperature."""
+        assert targets.index_NK is not None
+        return self._weighted(log_s_NM, targets)
 
     def loss(self, logits_NV: Tensor, targets: Targets, kept_N: Tensor | None = None) -> Tensor:
         """Mean over the kept tokens, differentiable by the logits; 0 where none is kept."""
@@ -82,30 +88,10 @@ class TokenTerm:
             slope_NV = torch.where(kept_N[:, None], slope_NV, torch.zeros_like(slope_NV))
         return masked_mean(with_slope(value_N, logits_NV, slope_NV), kept_N)
 
-    def _folded(self, log_s_NV: Tensor, targets: Targets, index_NK: Tensor) -> tuple[Tensor, Tensor]:
-        s_NV = log_s_NV.exp()
-        log_k_NK, s_NK = log_s_NV.gather(-1, index_NK), s_NV.gather(-1, index_NK)
-        others_NV = s_NV.scatter_(-1, index_NK, 0.0)
-        rest_N1 = others_NV.sum(-1, keepdim=True)
-        if bool((rest_N1 < _FAINT).any()):
-            return self._folded_by_logarithms(log_s_NV, targets, index_NK)
-        folded_NM = torch.cat((log_k_NK, rest_N1.log()), -1)
-        value_N, g_NM = self.divergence(targets.log_p_NM.to(log_s_NV.dtype), folded_NM)
-        total_N1 = g_NM.sum(-1, keepdim=True)
-        # A token of the rest moves the rest's log-probability by its share of the rest.
-        slope_NV = others_NV.mul_(g_NM[:, -1:] / rest_N1 - total_N1)
-        return value_N, slope_NV.scatter_(-1, index_NK, g_NM[:, :-1] - s_NK * total_N1)
-
-    def _folded_by_logarithms(self, log_s_NV: Tensor, targets: Targets, index_NK: Tensor) -> tuple[Tensor, Tensor]:
-        """The same where the rest is too unlikely to be written as a number."""
-        log_k_NK = log_s_NV.gather(-1, index_NK)
-        others_NV = log_s_NV.scatter(-1, index_NK, float("-inf"))
-        rest_N1 = others_NV.logsumexp(-1, keepdim=True)
-        folded_NM = torch.cat((log_k_NK, rest_N1), -1)
-        value_N, g_NM = self.divergence(targets.log_p_NM.to(log_s_NV.dtype), folded_NM)
-        total_N1 = g_NM.sum(-1, keepdim=True)
-        slope_NV = (others_NV - rest_N1).exp() * g_NM[:, -1:] - log_s_NV.exp() * total_N1
-        return value_N, slope_NV.scatter_add(-1, index_NK, g_NM[:, :-1])
+    def _weighted(self, log_s_NM: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        value_N, g_NM = self.divergence(targets.log_p_NM.to(log_s_NM.dtype), log_s_NM)
+        slope_NM = by_logits(g_NM, log_s_NM)
+        return self.weight * self.temperature**2 * value_N, slope_NM.mul_(self.weight * self.temperature)
 
 
 def masked_mean(value_N: Tensor, kept_N: Tensor | None) -> Tensor:
@@ -113,3 +99,7 @@ def masked_mean(value_N: Tensor, kept_N: Tensor | None) -> Tensor:
     if kept_N is None:
         return value_N.mean()
     return torch.where(kept_N, value_N, torch.zeros_like(value_N)).sum() / kept_N.sum().clamp_min(1)
+
+
+def _cooled(logits_NV: Tensor, temperature: float) -> Tensor:
+    return logits_NV if temperature == 1.0 else logits_NV / temperature

@@ -4,7 +4,7 @@ The teacher takes no gradient, drops nothing out, and adds none of its own auxil
 the seed, the step and the micro-batch alone. Shape key: B batch, T time, N tokens, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +19,8 @@ from fairway.core.errors import ConfigError
 from fairway.core.seed import generator
 from fairway.data.batches import Batch
 from fairway.data.parts import Tokenizer
-from fairway.loss.next_token import Term
-from fairway.loss.targets import Predictions, Targets
+from fairway.loss.next_token import FoldedTerm, Folding, Term
+from fairway.loss.targets import Predictions, Targets, TokenTerm
 from fairway.loss.transfer import DistillLossConfig, Lesson
 from fairway.model.lm import LanguageModel, ModelConfig, Output
 from fairway.train.loop import TrainConfig
@@ -133,7 +133,7 @@ class Teaching(Hook):
         if config.cache is not None:
             temperature = getattr(config.loss, "temperature", 1.0)
             facts = {"teacher": fingerprint(teacher), "top_k": config.top_k, "temperature": temperature}
-            self.cache = TeacherCache(Path(config.cache), {**facts, **batches})
+            self.cache = TeacherCache(Path(config.cache), {**facts, **batches}, teacher.vocabulary)
         self._step, self._part = -1, -1
         self._total, self._tokens = 0.0, 0
 
@@ -146,14 +146,9 @@ class Teaching(Hook):
         if token_term is None:
             return None
         predictions = self._predictions(loop.step, batch, token_term.temperature)
-
-        def term(logits_NV: Tensor, span: slice) -> tuple[Tensor, Tensor]:
-            targets = predictions.targets(span, token_term.temperature)
-            value_N, slope_NV = token_term.value_and_slope(logits_NV, targets)
-            self._total += float(value_N.sum())
-            return value_N, slope_NV
-
-        return term
+        top_k = self.config.top_k
+        kind = _Whole if top_k is None or top_k >= self.teacher.vocabulary else _Likeliest
+        return kind(token_term, predictions, self._count)
 
     def loss(self, loop: Trainee, batch: Batch, output: Output) -> dict[str, Tensor]:
         assert isinstance(loop.model, LanguageModel)
@@ -203,6 +198,9 @@ class Teaching(Hook):
                 moments.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**whole, "state": moments})
 
+    def _count(self, value_N: Tensor) -> None:
+        self._total += float(value_N.sum())
+
     def _enter(self, step: int, batch: Batch) -> None:
         """Counts micro-batches; a new step begins with clean gradients and figures."""
         if step != self._step:
@@ -228,6 +226,43 @@ class Teaching(Hook):
     def _hidden(self, batch: Batch) -> Tensor:
         starts_BT = batch.starts_BT[:, :-1] if self.isolate else None
         return self.teacher(batch.tokens_BT[:, :-1], starts_BT=starts_BT).hidden_BTD.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A term of the teacher's whole distributions."""
+
+    term: TokenTerm
+    predictions: Predictions
+    count: Callable[[Tensor], None]
+    """Is told the term at every token."""
+
+    def __call__(self, logits_NV: Tensor, span: slice) -> tuple[Tensor, Tensor]:
+        targets = self.predictions.targets(span, self.term.temperature)
+        value_N, slope_NV = self.term.value_and_slope(logits_NV, targets)
+        self.count(value_N)
+        return value_N, slope_NV
+
+
+@dataclass(frozen=True)
+class _Likeliest(FoldedTerm):
+    """A term of the teacher's likeliest tokens and the mass of the rest."""
+
+    term: TokenTerm
+    predictions: Predictions
+    count: Callable[[Tensor], None]
+    """Is told the term at every token."""
+
+    def fold(self, span: slice) -> Folding:
+        targets = self.predictions.targets(span, self.term.temperature)
+        assert targets.index_NK is not None
+
+        def value_and_slope(log_s_NM: Tensor) -> tuple[Tensor, Tensor]:
+            value_N, slope_NM = self.term.folded(log_s_NM, targets)
+            self.count(value_N)
+            return value_N, slope_NM
+
+        return Folding(targets.index_NK, self.term.temperature, value_and_slope)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ _LARGEST = 1 << 31
 class TeacherCache:
     """Targets by step and micro-batch, of one teacher at one temperature."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, facts: dict[str, Any], vocabulary: int) -> None:
         """Opens or begins a cache; raises `ConfigError` where the folder holds another teacher's."""
-        self.folder = folder
+        self.folder, self.vocabulary = folder, vocabulary
         path = folder / _FACTS
         if not path.exists():
             write_json(path, facts)
@@ -63,7 +63,17 @@ class TeacherCache:
                 f"{path} belongs to other text than step {step} of this run; a distill.cache of its own would work."
             )
         size = count * likeliest
+        if size == 0 or len(plain) != _HEADER.size + 6 * size or count != tokens_BT[:, 1:].numel():
+            raise StorageError(
+                f"{path} holds {len(plain):,} bytes, which are not those of {count:,} times {likeliest:,} predictions. "
+                "Delete it to have it made again."
+            )
         index = np.frombuffer(plain, "<u4", size, _HEADER.size).reshape(count, likeliest)
+        if int(index.max()) >= self.vocabulary:
+            raise StorageError(
+                f"{path} names token {int(index.max()):,} of a vocabulary of {self.vocabulary:,}. "
+                "Delete it to have it made again."
+            )
         log_p = np.frombuffer(plain, "<f2", size, _HEADER.size + 4 * size).reshape(count, likeliest)
         found = torch.from_numpy(log_p.astype(np.float32)), torch.from_numpy(index.astype(np.int64))
         return Targets.of_likeliest(*(tensor.to(tokens_BT.device) for tensor in found))
