@@ -1,5 +1,6 @@
 """The simulator of EIE against dense integer products, SciPy, and a machine stepped cycle by cycle."""
 
+import statistics
 from collections import deque
 
 import numpy as np
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from fairway.artifact.packing import codebook, sparse
 from fairway.artifact.parts import Packed
 from fairway.compress.eie import (
-    Interleaved,
     Machine,
     cycles,
     fixed,
@@ -21,7 +21,14 @@ from fairway.compress.eie import (
     work,
     written_back,
 )
-from fairway.compress.eie_layers import PUBLISHED, random_activations, random_layer
+from fairway.compress.eie_layers import (
+    PAPER_ELEMENTS,
+    PAPER_HERTZ,
+    PUBLISHED,
+    random_activations,
+    random_layer,
+    simulated,
+)
 from fairway.core.errors import ConfigError
 
 
@@ -150,12 +157,22 @@ def test_the_balance_rises_with_the_depth_and_falls_with_the_elements() -> None:
     assert balance(4, 8) > balance(16, 8) > balance(64, 8)
 
 
-def test_a_published_layer_takes_about_the_cycles_of_the_paper() -> None:
-    layer = next(layer for layer in PUBLISHED if layer.name == "NT-We")
-    matrix: Interleaved = random_layer((layer.outputs, layer.inputs), layer.weight_density, Machine())
-    done = work(matrix, random_activations(layer.inputs, layer.activation_density))
-    assert done.cycles / 800 == pytest.approx(layer.paper_actual_us, rel=0.25)
-    assert done.entries / 64 / 800 == pytest.approx(layer.paper_theoretical_us, rel=0.25)
+def test_the_published_layers_take_about_the_times_of_the_paper() -> None:
+    """The paper gives densities to a per cent (VGG-6 has 4 %, give or take an eighth), and its matrices are the trained
+    ones, whose rows are less alike than those of random ones: our times may be lower, and hardly higher."""
+    balanced, actual, balances = [], [], {}
+    for layer in PUBLISHED:
+        done = simulated(layer, Machine())
+        balanced.append(done.entries / PAPER_ELEMENTS / PAPER_HERTZ * 1e6 / layer.paper_theoretical_us)
+        actual.append(done.cycles / PAPER_HERTZ * 1e6 / layer.paper_actual_us)
+        balances[layer.name] = done.balance, layer.paper_theoretical_us / layer.paper_actual_us
+    assert len(PUBLISHED) == 9
+    assert all(0.81 < ratio < 1.07 for ratio in balanced), balanced
+    assert all(0.71 < ratio < 1.07 for ratio in actual), actual
+    assert statistics.geometric_mean(balanced) == pytest.approx(1, abs=0.05)
+    assert statistics.geometric_mean(actual) == pytest.approx(0.9, abs=0.05)
+    assert all(ours > paper for ours, paper in balances.values()), balances
+    assert min(balances, key=lambda name: balances[name][0]) == min(balances, key=lambda name: balances[name][1])
 
 
 def test_other_packings_and_wide_tables_are_refused_with_the_way_out() -> None:

@@ -5,7 +5,8 @@
 
 namespace {
 
-inline double nearest(double target, int residue) { return 4 * std::nearbyint((target - residue) / 4) + residue; }
+// (t - v)^2 + p v^2 rises evenly to both sides of t / (1 + p).
+inline double cheapest(double lowest, int residue) { return 4 * std::nearbyint((lowest - residue) / 4) + residue; }
 
 // Which residue modulo 4 a path takes that comes from state `lead / 2` by branch `lead % 2`.
 inline int residue(int32_t lead) { return ((lead >> 1) & 1) + 2 * (lead & 1); }
@@ -19,9 +20,9 @@ FAIRWAY_EXPORT(trellis_search)
     Scratch<uint8_t> second(count * states);
     for (long s = 1; s < states; s++) cost[s] = INFINITY;
     for (long n = 0; n < count; n++) {
-        double paid[4];
+        double paid[4], lowest = target[n] / (1 + price[n]);
         for (int r = 0; r < 4; r++) {
-            double v = nearest(target[n], r), error = target[n] - v;
+            double v = cheapest(lowest, r), error = target[n] - v;
             values[4 * n + r] = v;
             paid[r] = error * error + price[n] * v * v;
         }

@@ -25,7 +25,8 @@ def search(target_N: Numbers, price_N: Numbers, next_SB: Whole) -> Whole:
     value_NR = np.empty((len(target_N), 4))
     row_S = np.arange(states)
     for n, (target, price) in enumerate(zip(target_N, price_N, strict=True)):
-        value_NR[n] = 4 * np.rint((target - np.arange(4)) / 4) + np.arange(4)
+        lowest = target / (1 + price)  # the cost rises evenly to both sides of it
+        value_NR[n] = 4 * np.rint((lowest - np.arange(4)) / 4) + np.arange(4)
         price_R = (target - value_NR[n]) ** 2 + price * value_NR[n] ** 2
         cost_SB = cost_S[from_SB] + price_R[residue_SB]
         better_NS[n] = cost_SB[:, 1] < cost_SB[:, 0]
