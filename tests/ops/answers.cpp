@@ -149,7 +149,8 @@ static void mixers() {
 
 static void fused_norms() {
     const long rows = 5, width = 21;
-    std::vector<float> x = drawn(rows * width, 2), b = drawn(rows * width, 1), g = drawn(rows * width, 1), gain = drawn(width, 1);
+    std::vector<float> x = drawn(rows * width, 2), b = drawn(rows * width, 1), g = drawn(rows * width, 1);
+    std::vector<float> gain = drawn(width, 1);
     std::vector<float> total(rows * width), y(rows * width), inverse(rows), dx(rows * width), dgain(2 * width);
     add_rms_norm_forward_portable(x.data(), b.data(), gain.data(), total.data(), y.data(), inverse.data(), rows, width, 1e-6f, 0,
                                   0, 0);
@@ -179,7 +180,8 @@ static void solvers() {
         std::vector<float> errors(columns * rows);
         bool kept[columns * rows];
         for (bool& one : kept) one = true;
-        columns_solve_portable(work.data(), kept, upper.data(), step.data(), errors.data(), columns, rows, zeros, zeros ? 4 : 1);
+        columns_solve_portable(work.data(), kept, upper.data(), step.data(), errors.data(), columns, rows, zeros,
+                               zeros ? 4 : 1);
         show(work);
         show(errors);
     }
@@ -202,7 +204,8 @@ static void learner() {
     ttt_forward_portable(q.data(), k.data(), v.data(), rate.data(), place.data(), gain.data(), shift.data(), weights.data(),
                          sums.data(), y.data(), last.data(), last_sums.data(), rated.data(), firsts.data(), sizes);
     for (const auto* part : {&y, &last, &last_sums}) show(*part);
-    std::vector<float> by_q(all), by_k(all), by_v(all), by_rate(22), by_place(10), by_gain(8), by_shift(8), by_w(carried), by_s(carried);
+    std::vector<float> by_q(all), by_k(all), by_v(all), by_rate(22), by_place(10), by_gain(8), by_shift(8);
+    std::vector<float> by_w(carried), by_s(carried);
     ttt_backward_portable(dy.data(), weights.data(), sums.data(), q.data(), k.data(), v.data(), rate.data(), place.data(),
                           gain.data(), shift.data(), sums.data(), rated.data(), firsts.data(), by_q.data(), by_k.data(),
                           by_v.data(), by_rate.data(), by_place.data(), by_gain.data(), by_shift.data(), by_w.data(),
@@ -216,7 +219,8 @@ static void products() {
     std::vector<uint8_t> codes(4096);
     for (size_t i = 0; i < codes.size(); i++) codes[i] = (uint8_t)(37 * i + i / 7);
     for (long format = 0; format < 4; format++) {
-        matvec_portable(format ? codes.data() : (const uint8_t*)whole.data(), step.data(), x.data(), y.data(), rows, columns, format);
+        const uint8_t* data = format ? codes.data() : (const uint8_t*)whole.data();
+        matvec_portable(data, step.data(), x.data(), y.data(), rows, columns, format);
         show(std::vector<float>(y.begin(), y.begin() + rows));
     }
     const int32_t first[] = {0, 1, 2}, fours[] = {2, 0, 1, 0, 1, 1, 1, 0, 1, 0};

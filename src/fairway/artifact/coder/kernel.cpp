@@ -232,13 +232,16 @@ FAIRWAY_EXPORT(rans_decode)
     *taken = decode(Coding(span, symbols, bits), words, available, state, places, count, lane_count);
 }
 
-// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it. Four tables,
-// as the same number often follows itself.
+// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it. Four
+// tables, as the same number often follows itself.
 FAIRWAY_EXPORT(count_symbols)(const int32_t* symbols, int64_t* counts, long low, long count, long range) {
     Scratch<uint32_t> found(4 * range);
     long i = 0;
     for (; i + 4 <= count; i += 4)
         for (long j = 0; j < 4; j++) found[j * range + symbols[i + j] - low]++;
     for (; i < count; i++) found[symbols[i] - low]++;
-    for (long s = 0; s < range; s++) counts[s] = (int64_t)found[s] + found[range + s] + found[2 * range + s] + found[3 * range + s];
+    for (long s = 0; s < range; s++) {
+        counts[s] = 0;
+        for (long j = 0; j < 4; j++) counts[s] += found[j * range + s];
+    }
 }

@@ -98,7 +98,8 @@ struct Typed {
 
 }  // namespace
 
-// half_stream, half_branch, half_out: 1 where that tensor is bfloat16, 0 where it is float32. With a stream of bfloat16 all are.
+// half_stream, half_branch, half_out: 1 where that tensor is bfloat16, 0 where it is float32. With a stream of
+// bfloat16 all are.
 FAIRWAY_EXPORT(add_rms_norm_forward)
 (const void* x, const void* branch, const float* gain, void* total, void* y, float* inverse, long rows, long width, float eps,
  int half_stream, int half_branch, int half_out) {
@@ -110,8 +111,8 @@ FAIRWAY_EXPORT(add_rms_norm_forward)
     run(x, branch, gain, total, y, inverse, rows, width, eps);
 }
 
-// up, g: the gradients by the sum and by its norm, of their types. dbranch may be null. dgain holds (blocks, width) zeros, or is
-// null.
+// up, g: the gradients by the sum and by its norm, of their types. dbranch may be null. dgain holds (blocks, width) zeros, or
+// is null.
 FAIRWAY_EXPORT(add_rms_norm_backward)
 (const void* up, const void* g, const void* total, const float* gain, const float* inverse, void* dx, void* dbranch,
  float* dgain, long rows, long width, long blocks, int half_stream, int half_branch, int half_out) {
