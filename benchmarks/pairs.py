@@ -2,7 +2,7 @@
 
 A process of its own lets one contender run as its user installed it while another runs with changed settings. Only
 one works at a time. Each round gives process CPU seconds and wall seconds; a round in which other processes took more
-than a tenth of the machine is dropped and repeated.
+than a tenth of the cores that this one may use (all of them, unless `taskset` says otherwise) is dropped and repeated.
 """
 
 import json
@@ -84,15 +84,23 @@ def measure(
 
 
 def _turn(name: str, racer: subprocess.Popen[str], threads: int) -> tuple[tuple[float, float], float]:
-    before = psutil.cpu_times()
+    before = _busy()
     assert racer.stdin is not None
     racer.stdin.write("go\n")
     racer.stdin.flush()
     cpu, wall = json.loads(_line(name, racer))
-    after = psutil.cpu_times()
-    busy = sum(getattr(after, kind) - getattr(before, kind) for kind in ("user", "nice", "system"))
-    others = max(0.0, busy - cpu - 0.02) / max(wall * (psutil.cpu_count() or 1), 1e-9)
+    others = max(0.0, _busy() - before - cpu - 0.02) / max(wall * len(_cores()), 1e-9)
     return (cpu, wall), others if threads else 0.0
+
+
+def _busy() -> float:
+    """Seconds that the cores at hand have worked since the machine started."""
+    each = psutil.cpu_times(percpu=True)
+    return sum(each[core].user + each[core].nice + each[core].system for core in _cores())
+
+
+def _cores() -> list[int]:
+    return psutil.Process().cpu_affinity() if sys.platform == "linux" else list(range(psutil.cpu_count() or 1))
 
 
 def _line(name: str, racer: subprocess.Popen[str]) -> str:

@@ -22,7 +22,7 @@ HEAD = """# Benchmarks
 versions. `python benchmarks/tables.py` writes this page from there.
 
 Contenders run in processes of their own and take turns; a figure is the median of the rounds and, behind it, half the
-range between the quartiles. A round in which other processes took more than a tenth of the machine is repeated.
+range between the quartiles. A round in which other processes took more than a tenth of the cores in use is repeated.
 Results are compared before anything is timed, and where they differ no ratio is shown. "As installed" is a peer as its
 user gets it; "with allocator" and "oneDNN" give it the settings that `fairway doctor` shows. On one thread, rates of
 training are by process CPU time. No benchmark ran on a GPU: none was at hand.

@@ -49,7 +49,7 @@ def turned(x: Tensor) -> Tensor:
 
 
 def definition_of_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attention_naive.attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    return attention_naive.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 
 
 OPS = {

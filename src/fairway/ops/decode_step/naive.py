@@ -71,8 +71,8 @@ def _run(sequence: Sequence, instruction: Instruction, token: int) -> None:
             sequence.write(to, sequence.program.matrices[matrix].weight_OI[row].double())
         case EmbedPair(to, matrix, last):
             table_NE = sequence.program.matrices[matrix].weight_OI
-            row = bigram_rows(torch.tensor([[token]]), read(last).long() - 1, None, len(table_NE))
-            sequence.write(to, table_NE[row.item()].double())
+            row_BT = bigram_rows(torch.tensor([[token]]), read(last).long() - 1, None, len(table_NE))
+            sequence.write(to, table_NE[row_BT[0, 0]].double())
             sequence.write(last, torch.tensor([token + 1.0]))
         case Multiply(to, source, matrix):
             sequence.write(to, sequence.program.matrices[matrix].weight_OI.double() @ read(source))
