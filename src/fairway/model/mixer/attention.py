@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fairway.core.config import Source
+from fairway.model.key_cache import appended, newest
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Angles, Context, Mixer, MixerConfig, Role, Site, State
 from fairway.ops.attention.fastest import attend
@@ -113,7 +114,7 @@ class Attention(Mixer):
             old_positions = [torch.cat((old_positions[0], position_BT.expand(batch, -1)), dim=1)]
         elif self.position is not None and angles_TR is None:
             q_BHTK, k_BGTK = self._rotated(q_BHTK, k_BGTK, position_BT)
-        k_BGSK, v_BGSK = _appended(old_k, k_BGTK), _appended(old_v, v_BGTK)
+        k_BGSK, v_BGSK = appended(old_k, k_BGTK), appended(old_v, v_BGTK)
         start_BT = _document_starts(start_B, index_BT, context.starts_BT)
         first_BT = self._first_visible(start_BT, index_BT, old_k.shape[2], state, context)
         if self._keeps_positions:
@@ -126,7 +127,7 @@ class Attention(Mixer):
         length = k_BGSK.shape[2]
         kept = slice(0 if self.config.window is None else max(0, length - self.config.window + 1), length)
         start_B = start_BT[:, -1] if time else start_B
-        keys, values = k_BGSK[:, :, kept], v_BGSK[:, :, kept]
+        keys, values = newest(k_BGSK, length - kept.start), newest(v_BGSK, length - kept.start)
         if kept.start and time > 1:
             keys, values = keys.clone(), values.clone()  # views would keep the whole sequence alive
         after = keys, values, seen_B + time, start_B
@@ -204,10 +205,6 @@ class Attention(Mixer):
             y_BHTK = torch.cat((y_BHTK[:, :, : part.start], y.where(mine, y_BHTK[:, :, part]),
                                 y_BHTK[:, :, part.stop :]), dim=2)  # fmt: skip
         return y_BHTK
-
-
-def _appended(old: Tensor, new: Tensor) -> Tensor:
-    return torch.cat((old.to(new.dtype), new), dim=2) if old.shape[2] else new
 
 
 def _document_starts(start_B: Tensor, index_BT: Tensor, starts_BT: Tensor | None) -> Tensor:
