@@ -6,7 +6,7 @@ with missing gradients, masks, half-precision storage and state. Every parameter
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +93,8 @@ class Optimizer:
 
     `masks` holds a tensor of zeros and ones for any parameter, by name: where it is zero the gradient is
     ignored, the weight is zero after every step, and the elementwise state stays zero. `rounding` decides how
-    parameters stored in half precision take up an update computed in float32.
+    parameters stored in half precision take up an update computed in float32. `when_done` is called with each group as
+    soon as its weights are new.
     """
 
     def __init__(self, model: nn.Module, rules: Sequence[tuple[Group, Rule]]) -> None:
@@ -101,6 +102,7 @@ class Optimizer:
         self._rules = list(rules)
         self.masks: dict[str, Tensor] = {}
         self.rounding: Rounding = Nearest()
+        self.when_done: Callable[[Group], None] | None = None
         grouped = [name for group, _ in self._rules for name in group.parameters]
         assert len(grouped) == len(set(grouped)), "a parameter is in two groups"
         assert set(grouped) == set(self._named), f"in no group: {sorted(set(self._named) - set(grouped))}"
@@ -129,6 +131,8 @@ class Optimizer:
             names = [name for name in group.parameters if self._named[name].grad is not None]
             if names:
                 self._step_group(group, rule, names, group.lr * scale, progress)
+            if self.when_done is not None:
+                self.when_done(group)
         self.rounding.advance()
 
     def _step_group(self, group: Group, rule: Rule, names: list[str], lr: float, progress: float) -> None:

@@ -5,8 +5,9 @@ mean over all tokens of the batch. Li et al. 2020 (arXiv:2006.15704); Zhao et al
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -134,8 +135,10 @@ class Replicas(Layout):
             return
         for name, held in self.optimizer.named_parameters().items():
             held.grad = self.parameters[name].grad if self._is_own(name) else None
+        messages: list[_Message] = []
+        self.optimizer.when_done = lambda group: messages.extend(self._sent(group.parameters))
         self.optimizer.step(factor, progress)
-        self._spread()
+        self._take(messages)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         if not self.owners:
@@ -145,23 +148,42 @@ class Replicas(Layout):
     def _is_own(self, name: str) -> bool:
         return self.owners.get(name) == self.team.rank
 
-    def _spread(self) -> None:
-        """Sends each rank's new weights to all others, one message for each rank and type."""
+    def _sent(self, names: Sequence[str]) -> list["_Message"]:
+        """Starts to send each rank's new weights of a group to all others, one message for each rank and type.
+
+        The messages travel while the next group is updated.
+        """
         messages = []
         for owner in range(self.team.world):
             kinds: dict[torch.dtype, list[Tensor]] = {}
-            for name, parameter in self.parameters.items():
+            for name in names:
+                parameter = self.parameters[name]
                 if self.owners[name] == owner and parameter.requires_grad:
                     kinds.setdefault(parameter.dtype, []).append(parameter.data)
             for tensors in kinds.values():
                 flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-                messages.append((dist.broadcast(flat, owner, async_op=True), owner, flat, tensors))
-        for work, owner, flat, tensors in messages:
-            assert work is not None
-            work.wait()
-            if owner != self.team.rank:
-                for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                messages.append(_Message(dist.broadcast(flat, owner, async_op=True), owner, flat, tensors))
+        return messages
+
+    def _take(self, messages: Sequence["_Message"]) -> None:
+        """Puts what the other ranks sent into the weights."""
+        for message in messages:
+            assert message.work is not None
+            message.work.wait()
+            if message.owner != self.team.rank:
+                sizes = [tensor.numel() for tensor in message.tensors]
+                for tensor, piece in zip(message.tensors, message.flat.split(sizes), strict=True):
                     tensor.copy_(piece.view_as(tensor))
+
+
+@dataclass(frozen=True)
+class _Message:
+    """Weights of one rank on their way to the others."""
+
+    work: dist.Work | None
+    owner: int
+    flat: Tensor
+    tensors: list[Tensor]
 
 
 class Pieces(Layout):
