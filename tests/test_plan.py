@@ -4,7 +4,7 @@ import pytest
 
 from fairway.core.errors import BudgetError, ConfigError
 from fairway.core.log import Event, silent
-from fairway.plan import EMBEDDING_SHARE, estimate, fit_to_budget, vocabulary_of
+from fairway.plan import EMBEDDING_SHARE, Plan, estimate, fit_to_budget, vocabulary_of
 from fairway.run import Recipe
 
 
@@ -93,13 +93,15 @@ def test_the_estimate_counts_what_the_model_has():
 
 
 def test_the_backward_pass_keeps_more_when_the_batch_is_larger():
-    """Each of the 128 tokens has at least 2 layers of hidden vectors of 32 and 128 in fp32."""
-    plan = estimate(small(steps=10), silent)
-    larger = small(steps=10)
-    larger = Recipe.read({**larger.plain(), "train": {**larger.plain()["train"], "batch": 16}})
-    double = estimate(larger, silent)
-    assert plan.saved_activation_bytes > 128 * 2 * (32 + 128) * 4
-    assert double.saved_activation_bytes / plan.saved_activation_bytes == pytest.approx(4, rel=0.2)
+    """Each token has at least 2 layers of hidden vectors of 32 and 128 in fp32; fused operations serve both batches."""
+
+    def kept(batch: int) -> Plan:
+        recipe = small(steps=10)
+        return estimate(Recipe.read({**recipe.plain(), "train": {**recipe.plain()["train"], "batch": batch}}), silent)
+
+    plan, larger = kept(16), kept(64)
+    assert plan.saved_activation_bytes > 512 * 2 * (32 + 128) * 4
+    assert larger.saved_activation_bytes / plan.saved_activation_bytes == pytest.approx(4, rel=0.05)
     assert plan.state_bytes >= 3 * 4 * plan.total_parameters
 
 

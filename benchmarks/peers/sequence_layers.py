@@ -7,6 +7,7 @@ files of `fla` alone, because importing the package asks for Triton.
 """
 
 import importlib.util
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -55,7 +56,7 @@ def use_qwen_rule() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.models.qwen3_next import modeling_qwen3_next as theirs
-    rule = theirs.torch_chunk_gated_delta_rule
+    rule = inspect.unwrap(theirs.torch_chunk_gated_delta_rule)  # the wrapper takes Triton's where `fla` is installed
 
     def delta(
         q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Any = None, *_: Any

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fairway
 from fairway.cli.console.application import invoke
 from fairway.core.storage import read_json
 from laws.llama import written
@@ -116,3 +117,23 @@ def test_a_llama_of_transformers_teaches_a_student_with_its_tokenizer(done: Done
     summary = read_json(done.home / "fifth" / "summary.json")
     assert 0 < summary["bits_per_byte"] < 9
     assert summary["teacher_seconds_train"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "zeros"),
+    [
+        (("compress.prune.kind=magnitude", "compress.prune.sparsity=0.5"), 0.45),
+        (("compress.prune.kind=imp", "compress.prune.sparsity=0.5"), 0.45),
+        (("compress.quantize.kind=qat",), 0.0),
+    ],
+    ids=["pruned", "pruned while it learns", "quantised while it learns"],
+)
+def test_students_are_pruned_and_quantised(done: Done, settings: tuple[str, ...], zeros: float) -> None:
+    folder = done.home / settings[0]
+    teacher = f"distill.teacher.path={done.home / 'run' / 'scratch' / 'model.fwy'}"
+    assert run_in(done.home, teacher, "distill.baseline=false", *settings, "-o", folder) == 0
+    assert 0 < read_json(folder / "summary.json")["bits_per_byte"] < 8
+    network = fairway.load(folder / "model.fwy").network
+    matrices = [one for name, one in network.named_parameters() if name.startswith("depth") and one.dim() == 2]
+    share = sum(int((one == 0).sum()) for one in matrices) / sum(one.numel() for one in matrices)
+    assert share >= zeros

@@ -79,7 +79,7 @@ def drawn(shape: tuple[int, ...], name: str, dtype: torch.dtype, in_one_piece: b
     st.integers(1, 3), st.integers(1, 35), st.integers(1, 3), st.integers(1, 20), st.booleans(),
     st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
-def test_any_shape(
+def test_any_shape_gives_the_definitions_values_and_the_same_bits_again(
     name: str, batch: int, time: int, heads: int, pairs: int, in_one_piece: bool, dtype: torch.dtype
 ) -> None:
     op, shape = OPS[name], (batch, time, heads, 2 * pairs)

@@ -55,6 +55,19 @@ def test_five_classic_steps_land_in_the_band(dtype: torch.dtype, periods: tuple[
         assert values.max() < 1.2024 + slack
 
 
+@pytest.mark.parametrize("shape", [(12, 6), (6, 12), (256, 64), (64, 256)])
+def test_one_large_direction_on_few_features_does_not_explode(shape: tuple[int, int]) -> None:
+    source = torch.Generator().manual_seed(0)
+    small = min(shape)
+    for _ in range(40):
+        left, right = (torch.randn(side, small, generator=source, dtype=torch.float64) for side in shape)
+        (left if shape[0] < shape[1] else right)[6:, 0] = 0
+        spectrum = torch.cat((torch.ones(1), 10 ** (-1.5 - 2 * torch.rand(small - 1, generator=source)))).double()
+        matrix = torch.linalg.qr(left).Q * spectrum @ torch.linalg.qr(right).Q.T
+        result = orthogonalise(matrix.bfloat16()[None], coefficients("classic", 5))[0]
+        assert singular(result).max() < 1.3
+
+
 @pytest.mark.parametrize("periods", [(1, 1, 1, 1), (2, 2), (4,)])
 def test_the_scalar_iteration_is_what_happens_to_singular_values(periods: tuple[int, ...]) -> None:
     spectrum = torch.tensor([0.9, 0.3, 0.1, 0.01, 0.001], dtype=torch.float64)

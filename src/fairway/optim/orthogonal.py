@@ -7,9 +7,10 @@ singular values of 1: after five steps they lie in [0.68, 1.14] for inputs above
 Polynomials of `A` are symmetric and commute with `A`. So a period of several steps can run on the small
 square alone, and touch `X` once to form `A` and once to apply the product: with `P = a I + b A + c A A`,
 `Q = P Q` and `A = P A P` for each step, then `X = Q X`.
-Squaring the singular values buries small ones under rounding, and what is buried may turn negative and
-explode; in bfloat16 five steps in one period do. A first period of three steps (two where the first steps
-are steep) and later ones of two are as exact as one step at a time; long matrices use them.
+Squaring the singular values buries small ones under rounding, and `Q` takes the largest one down by differences
+of large numbers. In bfloat16 both can leave the range of the next step, which then explodes: five steps in one
+period do, and three where one singular vector is nearly all and lies on few features. Two are as exact as one
+step at a time; long matrices use them.
 Shape key: N matrices, R rows, C columns, S = min(R, C).
 """
 
@@ -44,8 +45,6 @@ _SAFETY = 1.01
 
 LONG = 2.0
 """Ratio of the sides from which periods of several steps cost less."""
-STEEP = 4.0
-"""First coefficient from which the first period has two steps instead of three."""
 
 CoefficientName = Literal["classic", "polar_express", "cubic"]
 
@@ -88,9 +87,8 @@ def iterate(x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequence[int]
 
 def long_periods(steps: Sequence[Coefficients]) -> tuple[int, ...]:
     """Steps in each period for a long matrix."""
-    first = min(len(steps), 2 if steps[0][0] >= STEEP else 3)
-    pairs, single = divmod(len(steps) - first, 2)
-    return (first, *(2,) * pairs, *(1,) * single)
+    pairs, single = divmod(len(steps), 2)
+    return (2,) * pairs + (1,) * single
 
 
 def _advance(x_NRC: Tensor, steps: Sequence[Coefficients]) -> Tensor:
