@@ -125,13 +125,13 @@ class Attention(Mixer):
             y_BHTK = _without_own(y_BHTK, v_BGTK)
         y_BTD = self.output(y_BHTK.transpose(1, 2).reshape(batch, time, -1))
         length = k_BGSK.shape[2]
-        kept = slice(0 if self.config.window is None else max(0, length - self.config.window + 1), length)
+        count = length if self.config.window is None else min(length, self.config.window - 1)
         start_B = start_BT[:, -1] if time else start_B
-        keys, values = newest(k_BGSK, length - kept.start), newest(v_BGSK, length - kept.start)
-        if kept.start and time > 1:
+        keys, values = newest(k_BGSK, count), newest(v_BGSK, count)
+        if count < length and time > 1:
             keys, values = keys.clone(), values.clone()  # views would keep the whole sequence alive
         after = keys, values, seen_B + time, start_B
-        return y_BTD, (*after, *(places_BS[:, kept] for places_BS in old_positions))
+        return y_BTD, (*after, *(places_BS[:, length - count :] for places_BS in old_positions))
 
     def _angles(self, x_BTD: Tensor, position_BT: Tensor) -> Angles | None:
         """Where several tokens are normalised and rotated: the angles, if both can be done at once."""
