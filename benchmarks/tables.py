@@ -25,7 +25,8 @@ Contenders run in processes of their own and take turns; a figure is the median 
 range between the quartiles. A round in which other processes took more than a tenth of the cores in use is repeated.
 Results are compared before anything is timed, and where they differ no ratio is shown. "As installed" is a peer as its
 user gets it; "with allocator" and "oneDNN" give it the settings that `fairway doctor` shows. On one thread, rates of
-training are by process CPU time. No benchmark ran on a GPU: none was at hand.
+training are by process CPU time; a benchmark pinned to one core may have run while another one used the other core.
+No benchmark ran on a GPU: none was at hand.
 
 Comparisons of techniques by whole runs, with seeds, sigma and the test, are claims: `benchmarks/claims`, run by
 `python benchmarks/claims/run.py NAME`. What is promised about damaged files and killed runs: `docs/reliability.md`.
