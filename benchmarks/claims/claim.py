@@ -50,6 +50,8 @@ class Arm(Config):
     """Training seconds or steps, as a multiple of the claim's."""
     taught: bool = False
     """Learns from the claim's teacher."""
+    native: bool = True
+    """Whether the native kernels serve its runs."""
     extension: str | None = None
     """How positions go on beyond the trained context; arms that differ in this alone share their training."""
 

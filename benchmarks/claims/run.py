@@ -106,16 +106,16 @@ class Campaign:
 
     def _run(self, arm: str, seed: int, chosen: Sequence[str]) -> dict[str, Any]:
         """One run, or what it found earlier."""
-        claim, taught = self.claim, self.claim.arms[arm].taught
+        claim, way = self.claim, self.claim.arms[arm]
         extra = [*self.extra]
         teacher = self._teacher(seed) if claim.teacher is not None else None
-        if taught:
+        if way.taught:
             extra += [f"distill.teacher.path={teacher}", "distill.baseline=false"]
         recipe = claim.recipe(arm, seed, chosen, extra)
         kinds = sorted({one.extension for one in claim.arms.values() if one.extension})
         task = {"extensions": kinds, "context": claim.context, "teacher": str(teacher) if teacher else None}
         print(f"  {arm}, seed {seed} {' '.join(chosen)}", end=" ", flush=True)
-        found = self._in_a_process(recipe, task)
+        found = self._in_a_process(recipe, task, native=way.native)
         print(f"{found['bits_per_byte']:.4f} bpb, {found['bytes']:,} bytes, {found['steps']:,} steps", flush=True)
         return found
 
@@ -124,16 +124,17 @@ class Campaign:
         self._in_a_process(recipe, {"extensions": [], "context": None, "teacher": None})
         return self._place(recipe) / "model.fwy"
 
-    def _place(self, recipe: Recipe) -> Path:
-        return self.folder / f"{recipe.fingerprint()[:16]}"
+    def _place(self, recipe: Recipe, native: bool = True) -> Path:
+        return self.folder / f"{recipe.fingerprint()[:16]}{'' if native else '-python'}"
 
-    def _in_a_process(self, recipe: Recipe, task: dict[str, Any]) -> dict[str, Any]:
-        folder = self._place(recipe)
+    def _in_a_process(self, recipe: Recipe, task: dict[str, Any], native: bool = True) -> dict[str, Any]:
+        folder = self._place(recipe, native)
         if (found := found_before(folder)) is not None:
             return found
         task |= {"recipe": recipe.plain(), "folder": str(folder), "data": str(self._data(recipe))}
         command = [sys.executable, __file__, "--one", json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = os.environ | ({} if native else {"FAIRWAY_NATIVE": "0"})
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise FairwayError(f"The run in {folder} failed: {reason}")
