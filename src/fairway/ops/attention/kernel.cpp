@@ -96,7 +96,7 @@ void hide(float* s, long first, long own, long columns) {
 
 // Raw products to scores under a soft cap.
 void bound(float* s, long columns, float scale, float cap) {
-    for (long k = 0; k < columns; k += lanes) store(s + k, cap * hyperbolic_tangent(load(s + k) * (scale / cap)));
+    for (long k = 0; k < columns; k += lanes) store(s + k, cap * tanh_of(load(s + k) * (scale / cap)));
 }
 
 float largest_of(const float* s, long columns) {

@@ -90,8 +90,8 @@ void normalise_part(const Instruction& is, float* to, const float* x, long width
     for (long i = 0; i < width; i += lanes) {
         long left = width - i;
         Floats y = load_part(x + i, left) * scale + shift;
-        if (is.kind == 2) y = tanh_of(y);
-        if (is.kind == 3) y = erf_of(y);
+        if (is.kind == 2) y = Tanh::value(y);
+        if (is.kind == 3) y = Erf::value(y);
         if (gain) y *= load_part(gain + i, left);
         if (bias) y += load_part(bias + i, left);
         store_part(to + i, y, left);

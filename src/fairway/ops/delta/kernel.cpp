@@ -8,6 +8,7 @@
 // q and k are (batch, time, heads, keys), v and the errors (batch, time, heads, values), beta and logarithms of decays (batch,
 // time, heads), a carried state (batch, heads, keys, values), `firsts` (batch, heads, spans, keys, values).
 
+#include "../kernel/decays.h"
 #include "../kernel/product.h"
 #include "../kernel/scratch.h"
 
@@ -28,34 +29,12 @@ struct Inputs {
     const bool* starts;
 };
 
-// What lies between two places of a piece. Products of decays, not quotients: nothing can overflow.
-struct Decays {
-    float pair[piece][piece];  // from place j to place i, 1 on the diagonal, 0 where a document begins in between
-    float entering[piece];     // from the start of the piece to the place, its own decay included
-    long first[piece];         // where the place's document begins in this piece
-    bool cut[piece];
-
-    void fill(const Inputs& in, const Sizes& s, long at, long h, long length) {
-        float step[piece] = {};
-        for (long i = 0; in.log_decay && i < length; i++) step[i] = in.log_decay[(at + i) * s.heads + h];
-        for (long j = 0; j < piece; j += lanes) store(step + j, power_of_e(load(step + j)));
-        for (long i = 0; i < length; i++) {
-            cut[i] = in.starts && in.starts[at + i];
-            first[i] = cut[i] ? i : i ? first[i - 1] : 0;
-            entering[i] = cut[i] ? 0.0f : i ? entering[i - 1] * step[i] : step[i];
-            for (long j = 0; j < piece; j += lanes)
-                store(pair[i] + j, first[i] == i ? Floats{} : load(pair[i - 1] + j) * step[i]);
-            pair[i][i] = 1.0f;
-        }
-    }
-};
-
 // Working copies of one piece.
 struct Piece {
     Scratch<float> room;
     float *rows, *keys_across, *scores;  // keys then queries; keys as columns; products of both with the keys
     float *errors, *written, *read;      // read holds what the state gives for each row
-    Decays decays;
+    Decays<piece> decays;
     float beta[piece];
     long length;
 
@@ -70,7 +49,8 @@ struct Piece {
 
     void keys_in(const Inputs& in, const Sizes& s, long at, long h, long count) {
         length = count;
-        decays.fill(in, s, at, h, length);
+        const float* log_decay = in.log_decay ? in.log_decay + at * s.heads + h : nullptr;
+        decays.fill(log_decay, s.heads, in.starts ? in.starts + at : nullptr, length);
         for (long i = 0; i < length; i++) beta[i] = in.beta[(at + i) * s.heads + h];
         rows_in(in.k + (at * s.heads + h) * s.keys, s.heads * s.keys, rows, s.key_row(), length, s.keys);
     }
@@ -191,13 +171,6 @@ void forward(const Inputs& in, const float* state, float* y, float* last, float*
 struct Gradients {
     float *q, *k, *v, *beta, *decay, *state;
 };
-
-// Zeros from the lane `count` on.
-inline Floats kept_below(Floats x, long count) {
-    Ints index;
-    for (int i = 0; i < lanes; i++) index[i] = i;
-    return select(index < (int)count, x, Floats{});
-}
 
 // What the backward pass of a piece works with.
 struct Back {

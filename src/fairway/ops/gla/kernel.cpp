@@ -1,11 +1,10 @@
-// Linear recurrences over outer products with a decay, forward and backward: see naive.py for the definition.
+// Gated linear attention, forward and backward: see naive.py for the definition.
 //
 // Rows of the state (one for each key feature) do not touch each other until they are read, so a row is carried through a
 // whole span of tokens while it stays in registers and the nearest cache. States are kept at the starts of spans only.
 //
-// q and k are (batch, time, groups, keys), v is (batch, time, heads, values), logarithms of decays (batch, time, heads,
-// decays) with one for all keys or one for each, a carried state (batch, heads, keys, values); value head h reads key group
-// h / (heads / groups). `firsts` is (batch, heads, spans, keys, values).
+// q, k and logarithms of decays are (batch, time, heads, keys), v is (batch, time, heads, values), a carried state (batch,
+// heads, keys, values), `firsts` (batch, heads, spans, keys, values).
 
 #include "../kernel/point.h"
 #include "../kernel/scratch.h"
@@ -15,7 +14,7 @@ namespace {
 constexpr long span = 32;
 
 struct Sizes {
-    long batch, time, groups, heads, keys, values, decays;
+    long batch, time, heads, keys, values;
     long padded() const { return (values + lanes - 1) / lanes * lanes; }
     long spans() const { return (time + span - 1) / span; }
     // Rows of working copies are an odd number of cache lines long, so that a column does not fall into few cache sets.
@@ -47,12 +46,10 @@ inline Floats sums_of(Floats* v) {
 void decays_of(const float* log_decay, const bool* starts, float* decay, long length, long stride, const Sizes& s) {
     for (long i = 0; i < length; i++) {
         bool cut = starts && starts[i];
-        for (long n = 0; n < s.decays; n += lanes) {
-            Floats a = power_of_e(load_part(log_decay + i * stride + n, s.decays - n));
-            store_part(decay + i * s.row() + n, cut ? Floats{} : a, s.decays - n);
+        for (long n = 0; n < s.keys; n += lanes) {
+            Floats a = power_of_e(load_part(log_decay + i * stride + n, s.keys - n));
+            store_part(decay + i * s.row() + n, cut ? Floats{} : a, s.keys - n);
         }
-        if (s.decays == 1)
-            for (long n = 1; n < s.keys; n++) decay[i * s.row() + n] = decay[i * s.row()];
     }
 }
 
@@ -105,18 +102,17 @@ void forward(const float* q, const float* k, const float* v, const float* log_de
             Scratch<float> room(tile + span * (2 * padded + 3 * s.row()));
             float *S = room.data(), *wide_v = S + tile, *out = wide_v + span * padded, *decay = out + span * padded;
             float *query = decay + span * s.row(), *key = query + span * s.row();
-            long carried = (b * s.heads + h) * s.keys * s.values, group = h / (s.heads / s.groups);
-            long q_row = s.groups * s.keys, v_row = s.heads * s.values;
+            long carried = (b * s.heads + h) * s.keys * s.values, q_row = s.heads * s.keys, v_row = s.heads * s.values;
             state_in(state + carried, S, s);
             for (long begin = 0; begin < s.time; begin += span) {
                 long length = begin + span < s.time ? span : s.time - begin, at = b * s.time + begin;
                 const bool* from = starts ? starts + at : nullptr;
                 state_out(S, firsts + ((b * s.heads + h) * s.spans() + begin / span) * s.keys * s.values, s);
-                decays_of(log_decay + (at * s.heads + h) * s.decays, from, decay, length, s.heads * s.decays, s);
+                decays_of(log_decay + (at * s.heads + h) * s.keys, from, decay, length, q_row, s);
                 widen(v + at * v_row + h * s.values, wide_v, length, v_row, s);
                 std::memset(out, 0, 4 * (size_t)(span * padded));
-                pack(q + (at * s.groups + group) * s.keys, query, length, q_row, s);
-                pack(k + (at * s.groups + group) * s.keys, key, length, q_row, s);
+                pack(q + (at * s.heads + h) * s.keys, query, length, q_row, s);
+                pack(k + (at * s.heads + h) * s.keys, key, length, q_row, s);
                 for (long n = 0; n < s.keys; n++) {
                     long c = 0;
                     for (; c + 4 * lanes <= padded; c += 4 * lanes)
@@ -192,22 +188,21 @@ void backward(const float* dy, const float* dlast, const float* q, const float* 
             float *dv = wide_dy + span * padded, *decay = dv + span * padded, *query = decay + span * s.row();
             float *key = query + span * s.row(), *by_query = key + span * s.row(), *by_key = by_query + span * s.row();
             float* by_decay = by_key + span * s.row();
-            long carried = (b * s.heads + h) * s.keys * s.values, group = h / (s.heads / s.groups);
-            long q_row = s.groups * s.keys, v_row = s.heads * s.values;
+            long carried = (b * s.heads + h) * s.keys * s.values, q_row = s.heads * s.keys, v_row = s.heads * s.values;
             state_in(dlast + carried, flow, s);
             for (long piece = s.spans() - 1; piece >= 0; piece--) {
                 long begin = piece * span, length = begin + span < s.time ? span : s.time - begin, at = b * s.time + begin;
                 const bool* from = starts ? starts + at : nullptr;
                 state_in(firsts + ((b * s.heads + h) * s.spans() + piece) * s.keys * s.values, first, s);
-                decays_of(log_decay + (at * s.heads + h) * s.decays, from, decay, length, s.heads * s.decays, s);
+                decays_of(log_decay + (at * s.heads + h) * s.keys, from, decay, length, q_row, s);
                 widen(v + at * v_row + h * s.values, wide_v, length, v_row, s);
                 widen(dy + at * v_row + h * s.values, wide_dy, length, v_row, s);
                 std::memset(dv, 0, 4 * (size_t)(span * padded));
-                pack(q + (at * s.groups + group) * s.keys, query, length, q_row, s);
-                pack(k + (at * s.groups + group) * s.keys, key, length, q_row, s);
-                Floats by[3][span] = {};
+                pack(q + (at * s.heads + h) * s.keys, query, length, q_row, s);
+                pack(k + (at * s.heads + h) * s.keys, key, length, q_row, s);
+                Floats by[3][span];
                 for (long n = 0; n < s.keys; n++) {
-                    std::memset(by, 0, (s.decays == 1 ? 2 : 3) * sizeof by[0]);
+                    std::memset(by, 0, sizeof by);
                     long c = 0;
                     for (; c + 4 * lanes <= padded; c += 4 * lanes)
                         row_backward<4>(query + n, key + n, decay + n, s.row(), from, wide_v + c, wide_dy + c,
@@ -217,32 +212,31 @@ void backward(const float* dy, const float* dlast, const float* q, const float* 
                                         first + n * padded + c, flow + n * padded + c, dv + c, by, length, padded);
                     spread(by[0], by_query + n, length, s.row());
                     spread(by[1], by_key + n, length, s.row());
-                    if (s.decays > 1 || n == s.keys - 1) spread(by[2], by_decay + (s.decays > 1 ? n : 0), length, s.row());
+                    spread(by[2], by_decay + n, length, s.row());
                 }
                 for (long i = 0; i < length; i++) {
                     long head = (at + i) * s.heads + h;
                     std::memcpy(out.v + head * s.values, dv + i * padded, 4 * (size_t)s.values);
                     std::memcpy(out.q + head * s.keys, by_query + i * s.row(), 4 * (size_t)s.keys);
                     std::memcpy(out.k + head * s.keys, by_key + i * s.row(), 4 * (size_t)s.keys);
-                    std::memcpy(out.decay + head * s.decays, by_decay + i * s.row(), 4 * (size_t)s.decays);
+                    std::memcpy(out.decay + head * s.keys, by_decay + i * s.row(), 4 * (size_t)s.keys);
                 }
             }
             state_out(flow, out.state + carried, s);
         }
 }
 
-Sizes sizes_of(const long* n) { return {n[0], n[1], n[2], n[3], n[4], n[5], n[6]}; }
+Sizes sizes_of(const long* n) { return {n[0], n[1], n[2], n[3], n[4]}; }
 
 }  // namespace
 
-// sizes: batch, time, groups, heads, keys, values, decays (1 or keys). starts may be null.
+// sizes: batch, time, heads, keys, values. starts may be null.
 FAIRWAY_EXPORT(gla_forward)
 (const float* q, const float* k, const float* v, const float* log_decay, const float* state, const bool* starts, float* y,
  float* last, float* firsts, const long* sizes) {
     forward(q, k, v, log_decay, state, starts, y, last, firsts, sizes_of(sizes));
 }
 
-// by_q and by_k are (batch, time, heads, keys): each value head's own share.
 FAIRWAY_EXPORT(gla_backward)
 (const float* dy, const float* dlast, const float* q, const float* k, const float* v, const float* log_decay,
  const float* firsts, const bool* starts, float* by_q, float* by_k, float* by_v, float* by_decay, float* by_state,

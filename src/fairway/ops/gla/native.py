@@ -1,10 +1,7 @@
 """Gated linear attention by the native kernel, registered with torch so that autograd sees one op.
 
-One decay for each key feature, or one for all features of a head; keys may serve several value heads. So retention
-and the state space of Mamba-2 are this kernel too. It keeps the state at the start of every span of 32 tokens and
-computes the others again for the gradients. See `naive.py` for the definition.
-Shape key: B batch, T time, G key groups, H value heads, K key width, V value width, E decays of a head (1 or K),
-S spans.
+It keeps the state at the start of every span of 32 tokens and computes the others again for the gradients. See
+`naive.py` for the definition. Shape key: B batch, T time, H heads, K key width, V value width, S spans.
 """
 
 from typing import Any
@@ -18,15 +15,15 @@ SPAN = 32
 
 
 def gla(
-    q_BTGK: Tensor,
-    k_BTGK: Tensor,
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
     v_BTHV: Tensor,
-    log_decay_BTHE: Tensor,
+    log_decay_BTHK: Tensor,
     state_BHKV: Tensor,
     starts_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `naive.gla` for float32 on the CPU; value head h reads key group h // (H / G)."""
-    inputs = (tensor.contiguous() for tensor in (q_BTGK, k_BTGK, v_BTHV, log_decay_BTHE, state_BHKV))
+    """The same as `naive.gla` for float32 on the CPU."""
+    inputs = (tensor.contiguous() for tensor in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK, state_BHKV))
     y_BTHV, final, _ = _forward(*inputs, None if starts_BT is None else starts_BT.contiguous())
     return y_BTHV, final
 
@@ -38,7 +35,7 @@ def _forward(
     """Outputs, the final state, and the state at the start of each span (B, H, S, K, V)."""
     y, last, firsts = torch.empty_like(v), torch.empty_like(state), _firsts(v, state)
     given = (q, k, v, log_decay, state, starts)
-    kernel("gla_forward")(*map(pointer, given), *map(pointer, (y, last, firsts)), _sizes(q, v, log_decay))
+    kernel("gla_forward")(*map(pointer, given), *map(pointer, (y, last, firsts)), _sizes(q, v))
     return y, last, firsts
 
 
@@ -55,16 +52,12 @@ def _backward(
     starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients by q, k, v, the logarithms of the decays and the carried state."""
-    batch, length, groups, width = q.shape
-    heads = v.shape[2]
-    by_q, by_k = (q.new_empty(batch, length, heads, width) for _ in range(2))
-    by_v, by_decay, by_state = torch.empty_like(v), torch.empty_like(log_decay), grad_last.new_empty(grad_last.shape)
+    by_q, by_k, by_v, by_decay = (torch.empty_like(tensor) for tensor in (q, k, v, log_decay))
+    by_state = grad_last.new_empty(grad_last.shape)
     given = (grad_y.contiguous(), grad_last.contiguous(), q, k, v, log_decay, firsts, starts)
     kernel("gla_backward")(
-        *map(pointer, given), *map(pointer, (by_q, by_k, by_v, by_decay, by_state)), _sizes(q, v, log_decay)
+        *map(pointer, given), *map(pointer, (by_q, by_k, by_v, by_decay, by_state)), _sizes(q, v)
     )  # fmt: skip
-    if heads != groups:
-        by_q, by_k = (by.unflatten(2, (groups, heads // groups)).sum(3) for by in (by_q, by_k))
     return by_q, by_k, by_v, by_decay, by_state
 
 
@@ -82,9 +75,8 @@ def _firsts(v: Tensor, state: Tensor) -> Tensor:
     return v.new_empty(batch, heads, -(-length // SPAN), state.shape[2], width)
 
 
-def _sizes(q: Tensor, v: Tensor, log_decay: Tensor) -> Any:
-    batch, length, groups, keys = q.shape
-    return longs(batch, length, groups, v.shape[2], keys, v.shape[3], log_decay.shape[3])
+def _sizes(q: Tensor, v: Tensor) -> Any:
+    return longs(*q.shape, v.shape[3])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

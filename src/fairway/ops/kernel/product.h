@@ -56,6 +56,8 @@ void product(const float* a, long a_row, long a_column, const float* b, long b_r
     long j = 0;
     for (; j + wide * lanes <= columns; j += wide * lanes)
         product_columns<wide>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, inner, scale);
+    for (; j + 2 * lanes <= columns; j += 2 * lanes)
+        product_columns<2>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, inner, scale);
     for (; j < columns; j += lanes)
         product_columns<1>(a, a_row, a_column, b + j, b_row, c + j, c_row, rows, inner, scale);
 }

@@ -132,30 +132,4 @@ inline float largest(Floats v) {
 #endif
 }
 
-// e^x to 1.2e-7 relative; 0 below -87.3, and NaN for NaN. Cephes' polynomial over [-ln 2 / 2, ln 2 / 2].
-inline Floats exponential(Floats x) {
-    Ints low = x < all(-87.3f), high = x > all(88.7f);
-    Floats t = x * 1.44269504088896341f;
-    Floats n = (t + 12582912.0f) - 12582912.0f;
-    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Floats p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    Ints scale = (__builtin_convertvector(n, Ints) + 127) << 23;
-    Floats y = p * (Floats)scale;
-    y = select(low, Floats{}, y);
-    y = select(high, all(INFINITY), y);
-    return select(x == x, y, x);
-}
-
-inline Floats hyperbolic_tangent(Floats x) {
-    Floats e = exponential(select(x < Floats{}, x, -x) * 2.0f);
-    Floats magnitude = (1.0f - e) / (1.0f + e);
-    return select(x < Floats{}, -magnitude, magnitude);
-}
-
 }  // namespace

@@ -1,6 +1,6 @@
 """Linear attention by the fastest path for the tensors at hand.
 
-The native kernel of gated linear attention, with decays of 1 and a column of ones for the normaliser, takes float32 on
+The native kernel of Mamba-2's state space, with decays of 1 and a column of ones for the normaliser, takes float32 on
 the CPU, the chunked form everything else. See `naive.py` for the definition.
 Shape key: B batch, T time, H heads, K key width, V value width.
 """
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fairway.core.native import usable
-from fairway.ops.gla import native
 from fairway.ops.linear_attention import chunk as chunked
 from fairway.ops.linear_attention.feature_maps import FEATURE_MAPS, FeatureMap
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
+from fairway.ops.ssd import native
 
 
 @full_precision
@@ -39,8 +39,10 @@ def linear_attention(
     z_BHK = initial_state(state and state[1], v_BTHV, batch, heads, key_width)
     joint_BHKV = torch.cat((S_BHKV, z_BHK.unsqueeze(-1)), -1)
     values_BTHV = functional.pad(v_BTHV, (0, 1), value=1.0)
-    no_decay_BTH1 = v_BTHV.new_zeros(batch, length, heads, 1)
+    no_decay_BTH = v_BTHV.new_zeros(batch, length, heads)
     phi = FEATURE_MAPS[feature_map]
-    sums_BTHV, joint_BHKV = native.gla(phi(q_BTHK), phi(k_BTHK), values_BTHV, no_decay_BTH1, joint_BHKV, starts_BT)
+    sums_BTHV, joint_BHKV = native.recurrence(
+        phi(q_BTHK), phi(k_BTHK), values_BTHV, no_decay_BTH, joint_BHKV, starts_BT
+    )
     output_BTHV = sums_BTHV[..., :-1] / (sums_BTHV[..., -1:] + eps) if normalise else sums_BTHV[..., :-1]
     return output_BTHV, (joint_BHKV[..., :-1], joint_BHKV[..., -1])

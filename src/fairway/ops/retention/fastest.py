@@ -1,18 +1,18 @@
 """Retention by the fastest path for the tensors at hand.
 
-The native kernel of gated linear attention takes float32 on the CPU, the Triton kernels take what is on a GPU, the
-chunked form everything else. See `naive.py`
-for the definition. Shape key: B batch, T time, H heads, K key width, V value width.
+The native kernel of Mamba-2's state space takes float32 on the CPU, the Triton kernels take what is on a GPU, the
+chunked form everything else. See `naive.py` for the definition.
+Shape key: B batch, T time, H heads, K key width, V value width.
 """
 
 from torch import Tensor
 
 from fairway.core.native import usable
-from fairway.ops.gla import native
 from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
 from fairway.ops.retention import chunk as chunked
+from fairway.ops.ssd import native
 
 
 @on_gpu("retention")
@@ -31,5 +31,5 @@ def retention(
         return chunked.retention(q_BTHK, k_BTHK, v_BTHV, log_decay_H, state_BHKV, starts_BT, chunk)
     batch, length, heads, width = q_BTHK.shape
     state = initial_state(state_BHKV, v_BTHV, batch, heads, width, v_BTHV.shape[3])
-    log_decay_BTH1 = log_decay_H.view(heads, 1).expand(batch, length, heads, 1)
-    return native.gla(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH1, state, starts_BT)
+    log_decay_BTH = log_decay_H.expand(batch, length, heads)
+    return native.recurrence(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, state, starts_BT)

@@ -1,19 +1,18 @@
 """The state space of Mamba-2 by the fastest path for the tensors at hand.
 
-The native kernel of gated linear attention takes float32 on the CPU, the Triton kernels take what is on a GPU, the
-chunked form everything else: log decay
-`Delta_t A_h`, queries C, keys B, values `Delta_t x_t`. See `naive.py` for the definition.
+The native kernel takes float32 on the CPU, with log-decays `Delta_t A_h`, queries C, keys B and values `Delta_t x_t`;
+the Triton kernels take what is on a GPU, the chunked form everything else. See `naive.py` for the definition.
 Shape key: B batch, T time, H heads, P head width, G groups, N state width.
 """
 
 from torch import Tensor
 
 from fairway.core.native import usable
-from fairway.ops.gla import native
 from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
 from fairway.ops.recurrence import initial_state
 from fairway.ops.ssd import chunk as chunked
+from fairway.ops.ssd import native
 
 
 @on_gpu("ssd")
@@ -37,6 +36,6 @@ def ssd(
         return chunked.ssd(x_BTHP, delta_BTH, A_H, B_BTGN, C_BTGN, D_H, state_BHNP, starts_BT, chunk)
     batch, _, heads, width = x_BTHP.shape
     state = initial_state(state_BHNP, x_BTHP, batch, heads, B_BTGN.shape[3], width)
-    value_BTHP, log_decay_BTH1 = x_BTHP * delta_BTH.unsqueeze(-1), (delta_BTH * A_H).unsqueeze(-1)
-    y_BTHP, final = native.gla(C_BTGN, B_BTGN, value_BTHP, log_decay_BTH1, state, starts_BT)
+    value_BTHP = x_BTHP * delta_BTH.unsqueeze(-1)
+    y_BTHP, final = native.recurrence(C_BTGN, B_BTGN, value_BTHP, delta_BTH * A_H, state, starts_BT)
     return (y_BTHP if D_H is None else y_BTHP + D_H.unsqueeze(-1) * x_BTHP), final
