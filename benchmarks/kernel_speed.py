@@ -19,7 +19,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
-from kernel_cases import Case, Function, cases
+from kernel_cases import Case, Function
+from kernel_cases import cases as layer_cases
+from recurrence_cases import recurrences
 
 from fairway.core.device import keep_freed_memory
 from fairway.core.probe import machine, versions
@@ -33,6 +35,11 @@ LIMITS = ("products", "copies")
 COMPILED = "compiled"
 
 Prepared = tuple[Callable[[], None], dict[str, Any]]
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    """Every operation by the name it has in the table."""
+    return layer_cases() | recurrences()
 
 
 def both_ways(case: Case, function: Function, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
@@ -51,7 +58,8 @@ def _upstream(y: Tensor) -> Tensor:
 def error(case: Case, function: Function) -> float:
     """Largest relative distance of output and gradients from those in float64."""
     inputs = case.inputs()
-    exact = both_ways(case, next(iter(case.peers.values())), inputs, torch.float64)
+    definition = case.definition or next(iter(case.peers.values()))
+    exact = both_ways(case, definition, inputs, torch.float64)
     seen = both_ways(case, function, inputs)
     return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(seen, exact, strict=True))
 

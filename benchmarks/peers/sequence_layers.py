@@ -51,12 +51,17 @@ def peer(name: str, kind: str, ours: Mixer, width: int) -> tuple[Layer, list[Ten
     return layer, list(module.parameters())
 
 
-def use_qwen_rule() -> None:
-    """From now on Fairway's delta layers compute their op as Qwen3-Next does without its CUDA kernels."""
+def qwen_rule() -> Callable[..., tuple[Tensor, Any]]:
+    """The gated delta rule as Qwen3-Next computes it without its CUDA kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.models.qwen3_next import modeling_qwen3_next as theirs
-    rule = inspect.unwrap(theirs.torch_chunk_gated_delta_rule)  # the wrapper takes Triton's where `fla` is installed
+    return inspect.unwrap(theirs.torch_chunk_gated_delta_rule)  # the wrapper takes Triton's where `fla` is installed
+
+
+def use_qwen_rule() -> None:
+    """From now on Fairway's delta layers compute their op as Qwen3-Next does."""
+    rule = qwen_rule()
 
     def delta(
         q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Any = None, *_: Any
@@ -72,14 +77,14 @@ def use_naive_op(kind: str) -> None:
 
     def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *_: Any) -> tuple[Tensor, Any]:
         scaled = q * q.shape[-1] ** 0.5
-        return _naive("gla").naive_recurrent_gla(scaled, k, v, log_decay, output_final_state=True)
+        return naive("gla").naive_recurrent_gla(scaled, k, v, log_decay, output_final_state=True)
 
     def retention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Any]:
         scaled, k, v = (x.transpose(1, 2) for x in (q * q.shape[-1] ** 0.5, k, v))
-        return _naive("retention").naive_retention(scaled, k, v).transpose(1, 2), None
+        return naive("retention").naive_retention(scaled, k, v).transpose(1, 2), None
 
     def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, *_: Any) -> tuple[Tensor, Any]:
-        rule = _naive("gated_delta_rule").naive_chunk_gated_delta_rule
+        rule = naive("gated_delta_rule").naive_chunk_gated_delta_rule
         return rule(q, k, v, log_decay, beta, scale=1.0, output_final_state=True)
 
     module, name, op = {
@@ -91,7 +96,8 @@ def use_naive_op(kind: str) -> None:
 
 
 @cache
-def _naive(op: str) -> ModuleType:
+def naive(op: str) -> ModuleType:
+    """flash-linear-attention's naive functions of an op."""
     package = importlib.util.find_spec("fla")
     assert package is not None
     assert package.origin is not None
