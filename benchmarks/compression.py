@@ -24,7 +24,7 @@ import fairway
 from fairway.compress.fit import compress_model
 from fairway.compress.plan import CompressConfig
 from fairway.core.device import keep_freed_memory
-from fairway.core.errors import BudgetError
+from fairway.core.errors import BudgetError, ConfigError
 from fairway.core.log import silent
 from fairway.core.probe import machine, versions
 from fairway.core.storage import read_json, write_json, write_text
@@ -100,7 +100,7 @@ class Compressor:
         return model, manifest.tokenizer, list(batch.tokens_BT[:, :-1].split(16))
 
     def measured(self, method: str, percent: int, cap: int, points: Path) -> Row:
-        """One point; without a size and a score where the method does not fit the cap."""
+        """One point; without a size and a score where the method does not fit the cap or the model."""
         place = self.place(method, cap, points)
         if place.exists():
             return read_json(place) | {"percent": percent}
@@ -112,7 +112,7 @@ class Compressor:
                 row["bytes"], row["predicted_bytes"] = self._compress(METHODS.get(method, {}), cap, path)
                 row["seconds"] = time.process_time() - start
                 row["bits_per_byte"] = fairway.load(path).score(self.text).bits_per_byte
-            except BudgetError as error:
+            except (BudgetError, ConfigError) as error:
                 row["seconds"], row["why"] = time.process_time() - start, str(error)
         write_json(place, row)
         return row
@@ -199,7 +199,7 @@ def main() -> None:
     for done, (method, percent, cap) in enumerate(mine, 1):
         row = sources[method].measured(method, percent, cap, given.points)
         left = (time.perf_counter() - start) / done * (len(mine) - done) / 60
-        score = f"{row['bytes']:,} bytes, {row['bits_per_byte']:.4f} bpb" if row["bytes"] else "does not fit"
+        score = f"{row['bytes']:,} bytes, {row['bits_per_byte']:.4f} bpb" if row["bytes"] else row["why"]
         print(
             f"{done}/{len(mine)}  {method} {percent} %: {score}, {row['seconds']:.1f} s; {left:.0f} min left",
             flush=True,
