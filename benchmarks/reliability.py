@@ -7,7 +7,10 @@ Each row is measured by this command; a row that `--only` leaves out keeps what 
 
 import argparse
 import datetime
+import math
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,10 +34,13 @@ from fairway.core.storage import read_json, write_json, write_text
 from fuzz.fuzzing import TARGETS, Campaign, fuzz
 from report import RESULTS
 from survival.damage import artifact_damage, checkpoint_damage, shard_damage
+from survival.lost_ranks import RANKS, STEPS, recover, undisturbed
 from survival.trainers import Killing, Zygote, latest, recipe, training
 
 RECORD = RESULTS / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
+SOON = 30.0
+"""Seconds in which a launched training must go on after it lost a rank."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,23 @@ def fuzzing(chosen: argparse.Namespace, home: Path) -> Found:
     return Found(n, result if not findings else f"{result}; {findings[0]}", not findings)
 
 
+def ranks(chosen: argparse.Namespace, home: Path) -> Found:
+    """One of four ranks killed in a launched training, each rank in turn."""
+    calm, lost = undisturbed(home / "calm"), range(chosen.losses)
+    found = [recover(home / str(number), number % RANKS, signal.SIGKILL) for number in lost]
+    right = [
+        one.steps == list(range(1, STEPS + 1))
+        and all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(one.losses, calm, strict=True))
+        for one in found
+    ]
+    seconds, orphans = [one.seconds for one in found], sum(one.orphans for one in found)
+    result = (
+        f"{sum(right)} of {len(found)} went on and ended like an undisturbed run; first new step after "
+        f"{statistics.median(seconds):.1f} s in the median, {max(seconds):.1f} s at most; {orphans} orphans"
+    )
+    return Found(f"{len(found)} kills", result, all(right) and not orphans and max(seconds) <= SOON)
+
+
 def suite(*paths: str, what: str, select: str = "") -> Callable[[argparse.Namespace, Path], Found]:
     """A row whose measure is a part of the test suite: how many of its tests pass."""
 
@@ -128,6 +151,7 @@ def suite(*paths: str, what: str, select: str = "") -> Callable[[argparse.Namesp
 ROWS: dict[str, Row] = {
     "crash points": Row("Ended before each file operation of a save", "old or new, never neither", crash_points),
     "kills": Row("SIGKILL while training, saving and resuming", "0 unloadable, end bit-equal", kills),
+    "ranks": Row("One of four ranks killed while training", f"goes on in {SOON:g} s, no orphan", ranks),
     "stops": Row(
         "Killed while resuming, SIGTERM, two trainers, full disk",
         "all go on or are refused in one sentence",
@@ -200,6 +224,7 @@ def page(record: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--losses", type=int, default=10, help="ranks to kill")
     parser.add_argument("--damages", type=int, default=10_000, help="for each of checkpoint, shards and artifact")
     parser.add_argument("--fuzz", type=int, default=2_500_000, help="inputs for each of artifact and shard")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))

@@ -14,8 +14,8 @@ import pytest
 from fairway import launch
 from fairway.core.errors import ConfigError, Interrupted, TrainingError
 from fairway.core.log import Event, silent
-from fairway.core.storage import read_journal
 from fairway.launch import Job, supervise
+from survival.lost_ranks import STEPS, recover, undisturbed
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,26 +146,9 @@ def test_no_ranks_at_all_are_refused() -> None:
 def test_four_ranks_recover_from_a_lost_one_and_end_where_an_undisturbed_run_does(
     tmp_path: Path, victim: int, how: int
 ) -> None:
-    recipe = [str(ROOT / "recipes" / "tiny.yaml"), "model.width=32", "model.mixer.heads=2", "data.max_bytes=300kB"]
-    recipe += ["budget.steps=120", "train.checkpoint_every=0.5", "train.optimizer.kind=adamw"]
-    command = [sys.executable, "-m", "fairway", "launch", "--nproc", "4", "--timeout", "10s", *recipe]
-    assert subprocess.run([*command, "--folder", str(tmp_path / "calm")], check=False).returncode == 0
-    supervisor = subprocess.Popen([*command, "--folder", str(tmp_path / "hit")])
-    while len(read_journal(tmp_path / "hit" / "metrics.jsonl")) < 40:
-        assert supervisor.poll() is None
-        time.sleep(0.05)
-    ranks = [child for child in psutil.Process(supervisor.pid).children() if "train" in child.cmdline()]
-    ranks.sort(key=lambda child: int(child.environ()["RANK"]))
-    os.kill(ranks[victim].pid, how)
-    seen = len(read_journal(tmp_path / "hit" / "metrics.jsonl"))
-    lost = time.monotonic()
-    while len(read_journal(tmp_path / "hit" / "metrics.jsonl")) <= seen + 4 and supervisor.poll() is None:
-        time.sleep(0.1)
-    assert time.monotonic() - lost < 60
-    assert supervisor.wait(timeout=300) == 0
-    assert not any(psutil.pid_exists(rank.pid) for rank in ranks)
-    calm, hit = (read_journal(tmp_path / name / "metrics.jsonl") for name in ("calm", "hit"))
-    assert [record["step"] for record in hit] == list(range(1, 121))
-    assert [record["train/loss"] for record in hit] == pytest.approx(
-        [record["train/loss"] for record in calm], rel=1e-6
-    )
+    calm = undisturbed(tmp_path / "calm")
+    found = recover(tmp_path / "hit", victim, how)
+    assert found.seconds < 60
+    assert not found.orphans
+    assert found.steps == list(range(1, STEPS + 1))
+    assert found.losses == pytest.approx(calm, rel=1e-6)
