@@ -29,7 +29,8 @@ struct Outcome {
     Floats t, log_t, s, log_s;
 };
 
-// What a token adds to the divergence, and the slope by its log-probability.
+// What a token adds to the divergence, and the slope by its log-probability. Any multiple of s may be added to the slope, as
+// the one by the logits stays the same; it is chosen so that where both sides agree nothing is left to cancel.
 struct Part {
     Floats value, slope;
 };
@@ -41,7 +42,8 @@ struct Forward {
 struct Reverse {
     Part operator()(const Outcome& o) const {
         Floats ratio = o.log_s - o.log_t;
-        return {product(o.s, ratio), product(o.s, ratio + 1.0f)};
+        Floats part = product(o.s, ratio);
+        return {part, part};
     }
 };
 
@@ -63,7 +65,7 @@ struct SkewForward : Mixing {
     using Mixing::Mixing;
     Part operator()(const Outcome& o) const {
         Floats log_m = log_mixture(o.log_t, o.log_s);
-        return {product(o.t, o.log_t - log_m), -rest * product(o.t, power_of_e(o.log_s - log_m))};
+        return {product(o.t, o.log_t - log_m), rest * (o.s - product(o.t, power_of_e(o.log_s - log_m)))};
     }
 };
 
@@ -71,7 +73,7 @@ struct SkewBackward : Mixing {
     using Mixing::Mixing;
     Part operator()(const Outcome& o) const {
         Floats ratio = o.log_s - log_mixture(o.log_s, o.log_t);
-        return {product(o.s, ratio), product(o.s, ratio + 1.0f - share * power_of_e(ratio))};
+        return {product(o.s, ratio), product(o.s, ratio + share * (1.0f - power_of_e(ratio)))};
     }
 };
 
