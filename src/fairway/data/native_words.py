@@ -141,7 +141,7 @@ def _parts(texts: Sequence[bytes], words: Words) -> tuple[_Parts, list[tuple[int
     addresses: list[int] = []
     sizes: list[int] = []
     owners: list[tuple[int, int]] = []
-    where = np.frombuffer((ctypes.c_char_p * len(texts))(*texts), np.uint64).tolist()
+    where = np.frombuffer(bytearray((ctypes.c_char_p * len(texts))(*texts)), np.uint64).tolist()
     for text, address in zip(texts, where, strict=True):
         first, start = len(sizes), 0
         while start < len(text) or len(sizes) == first:
