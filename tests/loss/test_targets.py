@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fairway.core.seed import generator
-from fairway.loss.divergence import forward_kl, jensen_shannon, reverse_kl, skew_kl
 from fairway.loss.targets import Targets, TokenTerm
+from fairway.ops.divergence.naive import forward_kl, jensen_shannon, reverse_kl, skew_kl
 
 EVERY = [forward_kl, reverse_kl, jensen_shannon(0.4), skew_kl(0.1), skew_kl(0.1, backward=True)]
 

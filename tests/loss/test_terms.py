@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from fairway.core.seed import generator
-from fairway.loss.divergence import forward_kl, jensen_shannon, reverse_kl
 from fairway.loss.next_token import FoldedTerm, Folding, NextTokenConfig, next_token
 from fairway.loss.targets import Targets, TokenTerm
+from fairway.ops.divergence.naive import forward_kl, jensen_shannon, reverse_kl
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 100])
@@ -24,7 +25,7 @@ def test_both_losses_together_have_the_gradient_of_their_sum(chunk: int, cap: fl
     wanted = 0.3 * functional.cross_entropy(logits, target) + 0.7 * 4 * softened
     wanted_gradients = torch.autograd.grad(wanted, (hidden, table))
     term = TokenTerm(forward_kl, 2.0, 0.7)
-    terms = [lambda a, span: term.value_and_slope(a, Targets.of(z[span], 2.0))]
+    terms = [lambda a, span, softcap: term.whole(a, softcap, z[span], None)]
     config = NextTokenConfig(chunk=chunk)
     seen = next_token(lambda h: h @ table.T, [table], hidden, target, config, cap, terms=terms, own=0.3)
     gradients = torch.autograd.grad(seen.loss, (hidden, table))
@@ -63,8 +64,14 @@ def test_a_folded_term_gives_what_its_whole_slope_gives(
     term = TokenTerm(divergence, 1.5, 0.7)
     folded = Likeliest(term, Targets.of(z, 1.5, 2))
     config = NextTokenConfig(chunk=5, z_loss=0.01)
+
+    def spread(a: Tensor, span: slice, softcap: float | None) -> tuple[Tensor, Tensor]:
+        capped = a.double() if softcap is None else softcap * torch.tanh(a.double() / softcap)
+        value, slope = term.value_and_slope(capped, folded.part(span))
+        return value, slope if softcap is None else slope * (1 - (capped / softcap).square())
+
     found = []
-    for each in (folded, lambda a, span: term.value_and_slope(a.double(), folded.part(span))):
+    for each in (folded, spread):
         seen = next_token(lambda h: h @ table.T, [table], hidden, target, config, cap, terms=[each], own=0.3)
         found.append((seen.loss, seen.nats, *torch.autograd.grad(seen.loss, (hidden, table))))
     assert all(torch.allclose(a, b.to(dtype), atol=near) for a, b in zip(*found, strict=True))

@@ -74,7 +74,8 @@ class Encoder:
                 c_long(len(counts)), _address(out), c_long(self._lanes),
             )  # fmt: skip
         pieces = [out[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=False)]
-        return [np.concatenate(pieces[first:last]) for first, last in owners]
+        # A view costs no copy, and what lies behind its ids in `out` was never touched, so it takes no memory.
+        return [pieces[first] if last - first == 1 else np.concatenate(pieces[first:last]) for first, last in owners]
 
 
 def learn(words: Words, documents: Iterable[bytes], vocabulary: int) -> list[tuple[int, int]]:
@@ -140,9 +141,9 @@ def _parts(texts: Sequence[bytes], words: Words) -> tuple[_Parts, list[tuple[int
     addresses: list[int] = []
     sizes: list[int] = []
     owners: list[tuple[int, int]] = []
-    for text in texts:
+    where = np.frombuffer(bytearray((ctypes.c_char_p * len(texts))(*texts)), np.uint64).tolist()
+    for text, address in zip(texts, where, strict=True):
         first, start = len(sizes), 0
-        address = np.frombuffer(text, np.uint8).ctypes.data
         while start < len(text) or len(sizes) == first:
             end = _end(text, start, words)
             addresses.append(address + start)

@@ -53,8 +53,9 @@ class FoldedTerm(ABC):
         """The loss at the tokens `span`."""
 
 
-Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]] | FoldedTerm
-"""A further loss of the logits after the soft cap: (logits_NV, which tokens these are) -> (value_N, slope_NV)."""
+Term = Callable[[Tensor, slice, float | None], tuple[Tensor, Tensor]] | FoldedTerm
+"""A further loss of the logits z before the soft cap: (z_NV, which tokens these are, soft cap) -> (value_N, slope_NV),
+the slope by z."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,9 @@ def _further(
     whole = [term for term in terms if not isinstance(term, FoldedTerm)]
     if not whole:
         return 0.0, None
-    wide_NV = z_NV if z_NV.dtype == torch.float64 else z_NV.float()
-    capped_NV = wide_NV if softcap is None else (wide_NV / softcap).tanh_().mul_(softcap)
-    found = [term(capped_NV, span) for term in whole]
+    found = [term(z_NV, span, softcap) for term in whole]
     slope_NV = torch.stack([slope_NV for _, slope_NV in found]).sum(0) if len(found) > 1 else found[0][1]
-    value = sum(value_N.sum(dtype=torch.float64) for value_N, _ in found)
-    if softcap is None:
-        return value, slope_NV
-    return value, slope_NV.mul_((capped_NV / softcap).square_().neg_().add_(1))
+    return sum(value_N.sum(dtype=torch.float64) for value_N, _ in found), slope_NV
 
 
 def _folded(

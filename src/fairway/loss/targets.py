@@ -13,9 +13,11 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from fairway.loss.divergence import Divergence, by_logits, with_slope
 from fairway.ops.cross_entropy.naive import Pull
 from fairway.ops.cross_entropy.native import fold
+from fairway.ops.divergence.naive import Divergence, Softening, by_logits, with_slope
+from fairway.ops.divergence.native import divergence_
+from fairway.ops.likeliest.native import likeliest
 
 _LEAST = 1e-7
 """Mass that the rest has at least, so that rounding cannot take all of it."""
@@ -32,11 +34,10 @@ class Targets:
 
     @classmethod
     def of(cls, logits_NV: Tensor, temperature: float, top_k: int | None = None) -> Self:
-        """From the teacher's logits."""
-        log_p_NV = _cooled(logits_NV, temperature).log_softmax(-1)
-        if top_k is None or top_k >= log_p_NV.shape[-1]:
-            return cls(log_p_NV)
-        return cls.of_likeliest(*log_p_NV.topk(top_k, dim=-1))
+        """From the teacher's logits. Not differentiable."""
+        if top_k is None or top_k >= logits_NV.shape[-1]:
+            return cls(_cooled(logits_NV, temperature).log_softmax(-1))
+        return cls.of_likeliest(*likeliest(logits_NV.detach(), top_k, None, temperature))
 
     @classmethod
     def of_likeliest(cls, log_p_NK: Tensor, index_NK: Tensor) -> Self:
@@ -73,6 +74,15 @@ class TokenTerm:
             return value_N, pull.spread(logits_NV)
         log_s_NV = _cooled(logits_NV, self.temperature).log_softmax(-1)
         return self._weighted(log_s_NV, targets)
+
+    @torch.no_grad()
+    def whole(
+        self, z_NV: Tensor, softcap: float | None, taught_NV: Tensor, taught_softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The term at each token, (N,), and its gradient by z, (N, V), of a student's and a teacher's logits before
+        their soft caps; the teacher's may be overwritten."""
+        soft = Softening(self.temperature, softcap, taught_softcap)
+        return divergence_(z_NV, taught_NV, self.divergence, soft, self.weight)
 
     @torch.no_grad()
     def folded(self, log_s_NM: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:

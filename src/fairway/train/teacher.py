@@ -20,9 +20,12 @@ from fairway.core.seed import generator
 from fairway.data.batches import Batch
 from fairway.data.parts import Tokenizer
 from fairway.loss.next_token import FoldedTerm, Folding, Term
+from fairway.loss.readout import product_dtype
 from fairway.loss.targets import Predictions, Targets, TokenTerm
 from fairway.loss.transfer import DistillLossConfig, Lesson
 from fairway.model.lm import LanguageModel, ModelConfig, Output
+from fairway.ops.cross_entropy.table import Table
+from fairway.ops.likeliest.native import likeliest
 from fairway.train.loop import TrainConfig
 from fairway.train.parts import Hook, Trainee
 from fairway.train.teacher_cache import TeacherCache, fingerprint
@@ -145,10 +148,10 @@ class Teaching(Hook):
         token_term = self.distiller.token_term
         if token_term is None:
             return None
-        predictions = self._predictions(loop.step, batch, token_term.temperature)
         top_k = self.config.top_k
-        kind = _Whole if top_k is None or top_k >= self.teacher.vocabulary else _Likeliest
-        return kind(token_term, predictions, self._count)
+        if top_k is None or top_k >= self.teacher.vocabulary:
+            return _Whole(token_term, self._live(batch), self._count)
+        return _Likeliest(token_term, self._predictions(loop.step, batch, top_k, token_term.temperature), self._count)
 
     def loss(self, loop: Trainee, batch: Batch, output: Output) -> dict[str, Tensor]:
         assert isinstance(loop.model, LanguageModel)
@@ -210,22 +213,37 @@ class Teaching(Hook):
         self._part += 1
         self._tokens += batch.tokens_BT[:, 1:].numel()
 
-    def _predictions(self, step: int, batch: Batch, temperature: float) -> Predictions:
+    def _predictions(self, step: int, batch: Batch, top_k: int, temperature: float) -> Predictions:
         if self.cache is None:
-            return _Live(self.teacher, self._hidden(batch), self.config.top_k)
+            return _LiveTop(self._live(batch), top_k)
         stored = self.cache.read(step, self._part, batch.tokens_BT)
         if stored is None:
-            live = _Live(self.teacher, self._hidden(batch), self.config.top_k)
-            pieces = list(live.pieces(temperature))
+            pieces = list(_LiveTop(self._live(batch), top_k).pieces(temperature))
             log_p_NM = torch.cat([piece.log_p_NM for piece in pieces])
             index_NK = torch.cat([piece.index_NK for piece in pieces if piece.index_NK is not None])
             stored = self.cache.write(step, self._part, batch.tokens_BT, Targets(log_p_NM, index_NK))
         return _Stored(stored)
 
     @torch.no_grad()
-    def _hidden(self, batch: Batch) -> Tensor:
+    def _live(self, batch: Batch) -> "_Live":
         starts_BT = batch.starts_BT[:, :-1] if self.isolate else None
-        return self.teacher(batch.tokens_BT[:, :-1], starts_BT=starts_BT).hidden_BTD.flatten(0, 1)
+        return _Live(self.teacher, self.teacher(batch.tokens_BT[:, :-1], starts_BT=starts_BT).hidden_BTD.flatten(0, 1))
+
+
+class _Live:
+    """Logits before the soft cap from the teacher's hidden vectors, so that none of a whole batch exist."""
+
+    def __init__(self, teacher: LanguageModel, hidden_ND: Tensor) -> None:
+        self.teacher, self.hidden_ND = teacher, hidden_ND
+        self.softcap = teacher.head.config.softcap
+        table = teacher.head.table(teacher.embedding)
+        # Copied once into the dtype of the product rather than for every piece.
+        self.table = table and Table(table.weight_VD.detach().to(product_dtype(hidden_ND)), table.scale)
+
+    @torch.no_grad()
+    def logits(self, span: slice) -> Tensor:
+        hidden_ND = self.hidden_ND[span]
+        return self.table(hidden_ND) if self.table else self.teacher.head.uncapped(hidden_ND, self.teacher.embedding)
 
 
 @dataclass(frozen=True)
@@ -233,13 +251,12 @@ class _Whole:
     """A term of the teacher's whole distributions."""
 
     term: TokenTerm
-    predictions: Predictions
+    live: _Live
     count: Callable[[Tensor], None]
     """Is told the term at every token."""
 
-    def __call__(self, logits_NV: Tensor, span: slice) -> tuple[Tensor, Tensor]:
-        targets = self.predictions.targets(span, self.term.temperature)
-        value_N, slope_NV = self.term.value_and_slope(logits_NV, targets)
+    def __call__(self, z_NV: Tensor, span: slice, softcap: float | None) -> tuple[Tensor, Tensor]:
+        value_N, slope_NV = self.term.whole(z_NV, softcap, self.live.logits(span), self.live.softcap)
         self.count(value_N)
         return value_N, slope_NV
 
@@ -266,20 +283,17 @@ class _Likeliest(FoldedTerm):
 
 
 @dataclass(frozen=True)
-class _Live:
-    """Targets from the teacher's hidden vectors, so that no logits of a whole batch exist."""
+class _LiveTop:
+    """The likeliest tokens of a teacher at work."""
 
-    teacher: LanguageModel
-    hidden_ND: Tensor
-    top_k: int | None
+    live: _Live
+    top_k: int
 
-    @torch.no_grad()
     def targets(self, span: slice, temperature: float) -> Targets:
-        logits_NV = self.teacher.logits(self.hidden_ND[None, span])[0]
-        return Targets.of(logits_NV, temperature, self.top_k)
+        return Targets.of_likeliest(*likeliest(self.live.logits(span), self.top_k, self.live.softcap, temperature))
 
     def pieces(self, temperature: float, size: int = 2048) -> Iterator[Targets]:
-        for start in range(0, len(self.hidden_ND), size):
+        for start in range(0, len(self.live.hidden_ND), size):
             yield self.targets(slice(start, start + size), temperature)
 
 

@@ -93,13 +93,31 @@ class Lane {
         if (words.used + count > most_words) words.clear(), store.size = 0;
     }
 
+    // Writes the ids of a batch of words; returns where the next word's go.
+    Id* write(const Merges& merges, const Batch<Cut<Id>>& batch, const uint8_t* text, long size, Id* to) {
+        typename Table<Cut<Id>>::View view = words.view();
+        for (long i = 0, count = batch.count; i < count; i++) {
+            long from = batch.bounds[i];
+            const Cut<Id>* cut = view.slots ? view.brief(batch.probes[i]) : nullptr;
+            if (__builtin_expect(cut && cut->count <= Cut<Id>::most && size - from > Cut<Id>::most, 1)) {
+                std::memcpy(to, cut, sizeof *cut);  // ids never outnumber the bytes read, so that all of them fit
+                to += cut->count;
+            } else {
+                to = write(merges, batch.probes[i], text + from, batch.bounds[i + 1] - from, size - from, to);
+                view = words.view();
+            }
+        }
+        return to;
+    }
+
+   private:
     // Writes a word's ids, with `left` bytes of text from its first on; returns where the next word's go.
-    Id* write(const Merges& merges, const Probe& probe, const uint8_t* word, long size, long left, Id* to) {
+    __attribute__((noinline)) Id* write(const Merges& merges, const Probe& probe, const uint8_t* word, long size, long left, Id* to) {
         bool fresh = false;
         Cut<Id>& cut = words.slot(probe, word, size, fresh).value;
         if (fresh) learn(cut, merges, word, size);
         if (cut.count <= Cut<Id>::most && left > Cut<Id>::most) {
-            std::memcpy(to, &cut, sizeof cut);  // ids never outnumber the bytes read, so that all of them fit
+            std::memcpy(to, &cut, sizeof cut);
         } else {
             const Id* ids = cut.count <= Cut<Id>::most ? cut.ids : store.data + cut.place();
             std::memcpy(to, ids, cut.count * sizeof(Id));
@@ -107,7 +125,6 @@ class Lane {
         return to + cut.count;
     }
 
-   private:
     void learn(Cut<Id>& cut, const Merges& merges, const uint8_t* word, long size) {
         uint32_t ids[longest_word];
         cut.count = (Id)merges.cut(word, size, ids);
@@ -163,10 +180,7 @@ class EncoderOf final : public Encoder {
         Id* to = out;
         while (batch.next(lane.words)) {
             lane.expect(batch.count);
-            for (long i = 0; i < batch.count; i++) {
-                long from = batch.bounds[i];
-                to = lane.write(merges, batch.probes[i], text + from, batch.bounds[i + 1] - from, size - from, to);
-            }
+            to = lane.write(merges, batch, text, size, to);
         }
         return to - out;
     }

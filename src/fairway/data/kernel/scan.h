@@ -127,7 +127,7 @@ inline Classes Splitter::classes(const uint8_t* text) const {
 // Goes through a text once and gives its words some at a time.
 class Scanner {
    public:
-    static constexpr long enough = 32, most = 192, room = most + 9;
+    static constexpr long enough = 64, most = 224, room = most + 9;
 
     Scanner(const Splitter& splitter, const uint8_t* text, long size) : splitter(splitter), text(text), size(size) {}
 

@@ -42,7 +42,7 @@ inline void* zeros(size_t bytes) {
     constexpr size_t page = 1 << 21;
     void* found;
 #ifdef MADV_HUGEPAGE
-    if (bytes >= 2 * page) {
+    if (bytes >= page) {
         found = aligned_alloc(page, (bytes + page - 1) & ~(page - 1));
         if (!found) std::abort();
         madvise(found, bytes, MADV_HUGEPAGE);
@@ -70,7 +70,12 @@ inline uint64_t mixed(uint64_t low, uint64_t high) {
 }
 
 // `room`: sixteen bytes may be read from where the word begins.
-inline Key short_key(const uint8_t* word, long size, bool room) {
+inline Key short_key(const uint8_t* word, long size, [[maybe_unused]] bool room) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __m128i held = _mm_maskz_loadu_epi8((__mmask16)((1u << size) - 1), word);
+    uint64_t low = (uint64_t)_mm_cvtsi128_si64(held), high = (uint64_t)_mm_extract_epi64(held, 1);
+    return {low, high | (uint64_t)size << 56};
+#else
     static const uint64_t ones[4] = {~0ull, ~0ull, 0, 0};
     uint64_t half[2] = {}, kept[2];
     if (__builtin_expect(room, 1)) {
@@ -80,6 +85,7 @@ inline Key short_key(const uint8_t* word, long size, bool room) {
     }
     std::memcpy(kept, (const uint8_t*)ones + 16 - size, 16);
     return {half[0] & kept[0], (half[1] & kept[1]) | (uint64_t)size << 56};
+#endif
 }
 
 inline uint64_t long_hash(const uint8_t* word, long size) {
@@ -101,13 +107,26 @@ class Table {
     };
     long used = 0;
 
+    // The slots as they lie until a word is added: a copy in registers, which no write through a pointer can change.
+    struct View {
+        const Slot* slots;
+        uint64_t last;
+
+        const Slot& first(const Probe& probe) const { return slots[probe.hash & last]; }
+        // The value of a short word that stands where it is first looked for; none otherwise.
+        const Value* brief(const Probe& probe) const {
+            const Slot& s = first(probe);
+            return ((s.key.low ^ probe.key.low) | (s.key.high ^ probe.key.high)) ? nullptr : &s.value;
+        }
+    };
+
+    View view() const { return {slots, (uint64_t)(count - 1)}; }
+
     // Where a word would be looked for. `room`: sixteen bytes may be read from where the word begins.
-    Probe probe(const uint8_t* word, long size, bool room) const {
+    static Probe probe(const uint8_t* word, long size, bool room) {
         Key key = size <= longest_short ? short_key(word, size, room)
                                         : Key{long_hash(word, size), (uint64_t)(128 + size) << 56};
-        Probe probe{key, mixed(key.low, key.high)};
-        if (count) __builtin_prefetch(&slots[probe.hash & (uint64_t)(count - 1)]);
-        return probe;
+        return {key, mixed(key.low, key.high)};
     }
 
     Slot& slot(const uint8_t* word, long size, bool& fresh) { return slot(probe(word, size, false), word, size, fresh); }
@@ -127,7 +146,7 @@ class Table {
             }
         }
         if (!brief) {
-            key.high |= (uint64_t)bytes.size;
+            key.high |= (uint64_t)bytes.size + 1;  // so that it never equals the key that is looked for
             std::memcpy(bytes.extend(size), word, (size_t)size);
         }
         used++;
@@ -162,7 +181,7 @@ class Table {
     long count = 0;
     List<uint8_t> bytes;
 
-    static long offset(const Key& key) { return (long)(key.high & 0xffffffffffffffull); }
+    static long offset(const Key& key) { return (long)(key.high & 0xffffffffffffffull) - 1; }
 
     bool same(const Key& held, const Key& key, const uint8_t* word, long size) const {
         return held.high >> 56 == key.high >> 56 && !std::memcmp(bytes.data + offset(held), word, (size_t)size);
@@ -198,9 +217,12 @@ class Batch {
     // The next words; false where there are none.
     bool next(const Table<Value>& table) {
         count = scanner.next(bounds);
-        for (long i = 0; i < count; i++) {
+        typename Table<Value>::View view = table.view();
+        const uint8_t* from = text;
+        for (long i = 0, words = count, end = size; i < words; i++) {
             long at = bounds[i];
-            probes[i] = table.probe(text + at, bounds[i + 1] - at, at + 16 <= size);
+            probes[i] = Table<Value>::probe(from + at, bounds[i + 1] - at, at + 16 <= end);
+            if (view.slots) __builtin_prefetch(&view.first(probes[i]));
         }
         return count > 0;
     }

@@ -7,10 +7,10 @@ At b = 0 and b = 1 it is the plain forward and reverse KL, as in the source's ow
 from pydantic import Field
 
 from fairway.core.config import Source
-from fairway.loss.divergence import jensen_shannon
 from fairway.loss.targets import TokenTerm
 from fairway.loss.transfer import Distiller, TokenDistiller, TokenLossConfig
 from fairway.model.lm import LanguageModel
+from fairway.ops.divergence.naive import jensen_shannon
 
 SOURCE = Source("Agarwal et al.", 2023, "arXiv:2306.13649")
 

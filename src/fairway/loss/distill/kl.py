@@ -5,10 +5,10 @@
 """
 
 from fairway.core.config import Source
-from fairway.loss.divergence import forward_kl, reverse_kl
 from fairway.loss.targets import TokenTerm
 from fairway.loss.transfer import Distiller, TokenDistiller, TokenLossConfig
 from fairway.model.lm import LanguageModel
+from fairway.ops.divergence.naive import forward_kl, reverse_kl
 
 KINDS = ("forward_kl", "reverse_kl")
 SUMMARIES = {

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fairway.core.config import Source
-from fairway.loss.divergence import jensen_shannon
 from fairway.loss.sampling import Drawn, SamplingConfig, Voice, draw
 from fairway.loss.targets import Targets, TokenTerm
 from fairway.loss.transfer import Distiller, Lesson
 from fairway.model.lm import LanguageModel
+from fairway.ops.divergence.naive import jensen_shannon
 
 SOURCE = Source("Agarwal et al.", 2023, "arXiv:2306.13649")
 

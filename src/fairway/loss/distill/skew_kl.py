@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import Field
 
 from fairway.core.config import Source
-from fairway.loss.divergence import skew_kl
 from fairway.loss.targets import TokenTerm
 from fairway.loss.transfer import Distiller, TokenDistiller, TokenLossConfig
 from fairway.model.lm import LanguageModel
+from fairway.ops.divergence.naive import skew_kl
 
 SOURCE = Source("Ko et al.", 2024, "arXiv:2402.03898")
 

@@ -8,10 +8,10 @@ matched.
 from pydantic import Field
 
 from fairway.core.config import Source
-from fairway.loss.divergence import forward_kl
 from fairway.loss.targets import TokenTerm
 from fairway.loss.transfer import Distiller, TokenDistiller, TokenLossConfig
 from fairway.model.lm import LanguageModel
+from fairway.ops.divergence.naive import forward_kl
 
 SOURCE = Source("Hinton et al.", 2015, "arXiv:1503.02531")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fairway.core.seed import generator
-from fairway.loss.divergence import Divergence, by_logits, forward_kl, jensen_shannon, reverse_kl, skew_kl
+from fairway.ops.divergence.naive import Divergence, by_logits, forward_kl, jensen_shannon, reverse_kl, skew_kl
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
