@@ -25,7 +25,7 @@ import pairs
 from peers.plain_gpt import PlainGpt
 
 import fairway
-from fairway.core.device import keep_freed_memory
+from fairway.core.device import keep_freed_memory, route_float32_products
 from fairway.evaluate.bpb import EvaluateConfig, evaluate
 from fairway.model.mixer import attention
 from fairway.serve.model import Model
@@ -107,8 +107,9 @@ def prepare_peer(name: str, model: Model, texts: Sequence[bytes]) -> Prepared:
 def contend(name: str, chosen: argparse.Namespace) -> None:
     """One contender's process."""
     torch.set_num_threads(chosen.threads)
-    if name in OURS or "allocator" in name:
+    if name in OURS or "settings" in name:
         keep_freed_memory()
+        route_float32_products(forward_only=True)
 
     def prepare() -> tuple[Callable[[], None], dict[str, Any]]:
         model = fairway.load(chosen.artifact)
@@ -140,7 +141,7 @@ def main() -> None:
         print(f"There is no artifact {chosen.artifact}; make run makes one.")
         return
     base = [__file__, "--artifact", chosen.artifact, "--threads", str(chosen.threads), "--tokens", str(chosen.tokens)]
-    names = [*OURS, *(f"{peer}{settings}" for peer in chosen.peers for settings in ("", " with allocator"))]
+    names = [*OURS, *(f"{peer}{settings}" for peer in chosen.peers for settings in ("", " with settings"))]
     commands = {name: [*base, "--contend", name] for name in names if name != WITHOUT}
     measured = pairs.measure(commands, chosen.rounds, chosen.threads)
     plain = {WITHOUT: [*base, "--contend", WITHOUT]}

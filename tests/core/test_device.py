@@ -118,22 +118,26 @@ def test_float32_products_keep_their_precision_on_whatever_route() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "slow"),
+    ("facts", "slow", "slow_forward"),
     [
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", True),
-        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", False),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\n", False),
-        ("", False),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", True, True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t: fma avx512f avx512bw\n", False, True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t: fma avx2\n", False, False),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t: avx512f\n", False, False),
+        ("", False, False),
     ],
 )
-def test_the_route_is_for_processors_that_gain_by_it(facts: str, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_route_is_for_processors_that_gain_by_it(
+    facts: str, slow: bool, slow_forward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(builtins, "open", lambda *_: io.StringIO(facts))
     assert device._mkl_is_slow() is slow
+    assert device._mkl_is_slow(forward_only=True) is slow_forward
 
 
 def test_a_route_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     before = MATMUL.fp32_precision
-    monkeypatch.setattr(device, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(device, "_mkl_is_slow", lambda _: True)
     monkeypatch.setattr(device, "_products_are_float32", lambda: False)
     assert device.route_float32_products() is False
     assert MATMUL.fp32_precision == before

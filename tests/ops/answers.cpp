@@ -37,7 +37,8 @@ void norm_rotate_forward_portable(const void*, const float*, const float*, const
                                   float, int);
 void norm_rotate_backward_portable(const void*, const void*, const float*, const float*, const float*, const float*, void*,
                                    float*, float*, const long*, float, long, int);
-void log_softmax_portable(float*, long, long, float);
+void log_softmax_portable(const void*, float*, long, long, float, int);
+void log_softmax_total_portable(const float*, float*, long, long);
 void columns_solve_portable(float*, bool*, const float*, const float*, float*, long, long, long, long);
 void trellis_search_portable(const double*, const double*, const int32_t*, int32_t*, long, long);
 void ttt_forward_portable(const float*, const float*, const float*, const float*, const float*, const float*, const float*,
@@ -46,8 +47,7 @@ void ttt_backward_portable(const float*, const float*, const float*, const float
                            const float*, const float*, const float*, const float*, const float*, const float*, float*, float*,
                            float*, float*, float*, float*, float*, float*, float*, const long*);
 void matvec_portable(const uint8_t*, const float*, const float*, float*, long, long, long);
-void sparse_matvec_portable(const int32_t*, const int32_t*, const uint16_t*, const float*, const float*, const float*, float*,
-                            long, long);
+void sparse_matvec_portable(const void*, const float*, float*);
 void decode_step_portable(const void*, long, long, const void*, float*, float*, const long*, long, long, long, int);
 void words_open_portable(void**, const uint8_t*, long, long, long);
 void words_close_portable(void*);
@@ -167,7 +167,7 @@ static void fused_norms() {
                                   by_heads.data(), by_gain.data(), by_factor.data(), sizes, 1e-6f, 2, 0);
     for (const auto* part : {&turned, &by_heads, &by_gain, &by_factor}) show(*part);
     for (float cap : {0.0f, 3.0f}) {
-        log_softmax_portable(x.data(), rows, width, cap);
+        log_softmax_portable(x.data(), x.data(), rows, width, cap, 0);
         show(x);
     }
 }
@@ -227,8 +227,16 @@ static void products() {
     std::vector<uint16_t> entry(3 * 64);
     for (size_t i = 0; i < entry.size(); i++) entry[i] = (uint16_t)((13 * i) % 32 | (7 * i) % 32 << 8);
     std::vector<float> value = drawn(3 * 64, 1), table = drawn(32, 1);
+    const struct {
+        int32_t row, column;
+        float value;
+    } rest[] = {{3, 49, 0.5f}, {20, 0, -2.0f}};
     for (const float* shared : {(const float*)table.data(), (const float*)nullptr}) {
-        sparse_matvec_portable(first, fours, entry.data(), value.data(), shared, x.data(), y.data(), 2, 50);
+        struct {
+            const void *first, *fours, *entry, *value, *table, *rest;
+            int64_t blocks, columns, rest_count;
+        } matrix = {first, fours, entry.data(), value.data(), shared, rest, 2, 50, 2};
+        sparse_matvec_portable(&matrix, x.data(), y.data());
         show(y);
     }
 }

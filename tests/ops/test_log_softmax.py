@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fairway.core.seed import generator
 from fairway.ops.log_softmax import naive
-from fairway.ops.log_softmax.native import log_softmax_
+from fairway.ops.log_softmax.native import log_softmax_, total_probability
 from laws.levels import EVERY_LEVEL, at_level
 
 
@@ -46,3 +46,15 @@ def test_nan_takes_its_row_and_no_other_and_minus_infinity_is_no_chance(cap: flo
         seen = log_softmax_(z.clone(), cap)
     assert seen[1].isnan().all()
     torch.testing.assert_close(seen.double(), wanted, rtol=1e-6, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("width", [1, 15, 16, 37, 1024])
+def test_the_probability_of_a_row_is_counted_whatever_it_is(width: int, level: str | None) -> None:
+    log_p = draw(3, 2, width).log_softmax(-1) + torch.tensor([0.0, 0.1, -2.0])[:, None, None]
+    wanted = naive.total_probability(log_p)
+    with at_level(level):
+        torch.testing.assert_close(total_probability(log_p.float()).double(), wanted, rtol=1e-5, atol=0)
+        torch.testing.assert_close(total_probability(log_p), wanted)
+        log_p[1, 0, 0] = float("nan")
+        assert total_probability(log_p.float()).isfinite().flatten().tolist() == [True, True, False, True, True, True]

@@ -80,15 +80,16 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS)
 
 
-def route_float32_products() -> bool:
+def route_float32_products(*, forward_only: bool = False) -> bool:
     """Sends float32 matrix products through oneDNN where MKL is slow; returns whether it took effect.
 
-    MKL leaves AVX-512 unused on processors of AMD, which costs half of the speed from Zen 5 on and nothing before. The
-    setting of torch that chooses oneDNN also allows it to round to bfloat16, which it does on processors with AMX; a
-    product is checked to keep float32's precision. Single rows are slower this way. `FAIRWAY_ONEDNN_FLOAT32=0`
-    switches this off.
+    MKL leaves AVX-512 unused on processors of AMD. From Zen 5 on that costs half of the speed; on Zen 4 it costs a
+    forward pass a tenth, and training, with its transposed products, is slower through oneDNN: say `forward_only`
+    where there is none. The setting of torch that chooses oneDNN also allows it to round to bfloat16, which it does on
+    processors with AMX; a product is checked to keep float32's precision. Single rows are slower this way.
+    `FAIRWAY_ONEDNN_FLOAT32=0` switches this off.
     """
-    if os.environ.get("FAIRWAY_ONEDNN_FLOAT32") == "0" or not _mkl_is_slow():
+    if os.environ.get("FAIRWAY_ONEDNN_FLOAT32") == "0" or not _mkl_is_slow(forward_only):
         return False
     before = _MATMUL.fp32_precision
     _MATMUL.fp32_precision = "bf16"
@@ -111,14 +112,15 @@ def repeatable(threads: int) -> Iterator[None]:
         _MATMUL.fp32_precision = route
 
 
-def _mkl_is_slow() -> bool:
-    """On AMD's processors of family 26 and later."""
+def _mkl_is_slow(forward_only: bool = False) -> bool:
+    """On AMD's processors with AVX-512: of family 26 and later, and for forward passes of family 25."""
     try:
         with open("/proc/cpuinfo") as file:
             facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in file)}
     except OSError:
         return False
-    return facts.get("vendor_id") == "AuthenticAMD" and int(facts.get("cpu family", 0)) >= _ZEN_5
+    family = int(facts.get("cpu family", 0)) if facts.get("vendor_id") == "AuthenticAMD" else 0
+    return family >= _ZEN_5 or (forward_only and family == _ZEN_4 and "avx512f" in facts.get("flags", "").split())
 
 
 def _products_are_float32() -> bool:
@@ -128,8 +130,8 @@ def _products_are_float32() -> bool:
     return bool(torch.equal(product, left))
 
 
-_ZEN_5 = 26
-"""The family that these processors name."""
+_ZEN_4, _ZEN_5 = 25, 26
+"""The families that these processors name; Zen 3 is of family 25 too, without AVX-512."""
 _MATMUL = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20))
 """M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h."""

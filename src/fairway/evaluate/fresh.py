@@ -53,7 +53,7 @@ def main(artifact: str, data: str, settings: str) -> int:
         print(json.dumps({"fraction": event.fraction}), flush=True)
 
     device.keep_freed_memory()
-    device.route_float32_products()
+    device.route_float32_products(forward_only=True)
     device.use_threads()
     try:
         manifest = Manifest.read(Path(data))

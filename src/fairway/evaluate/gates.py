@@ -20,6 +20,7 @@ from fairway.core.seed import numpy_generator
 from fairway.data.manifest import Manifest
 from fairway.data.parts import Tokenizer
 from fairway.data.spool import digest_of
+from fairway.ops.log_softmax.native import total_probability
 from fairway.serve.model import Model
 from fairway.serve.scoring import Predictor, Tally, rows_at_once
 from fairway.serve.window import Batch, Policy, batches
@@ -202,7 +203,7 @@ class Normalisation:
 
     def observe(self, part: Batch, log_p_BTV: Tensor) -> None:
         """Checks the scored positions of one batch."""
-        total_BT = log_p_BTV.logsumexp(-1).double().exp()
+        total_BT = total_probability(log_p_BTV).double()
         for row, (_, window) in enumerate(part.rows):
             total_T = total_BT[row, : window.stop - window.first]
             self.finite &= bool(total_T.isfinite().all())

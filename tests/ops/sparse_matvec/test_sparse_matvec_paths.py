@@ -47,6 +47,23 @@ def test_the_product_is_that_of_the_definition(
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("shared", [15, 300])
+def test_rows_that_hold_much_more_than_others_are_listed(shared: int, level: str) -> None:
+    random = np.random.default_rng(0)
+    code = random.integers(1, shared + 1, (70, 200)) * (random.random((70, 200)) < 0.1)
+    code[17], code[69, 150:] = 1, shared
+    places = np.flatnonzero(code)
+    gaps, codes = np.diff(places, prepend=-1) - 1, code.reshape(-1)[places]
+    table = torch.cat((torch.zeros(1), torch.randn(shared, generator=generator(shared, "centroids"))))
+    x = torch.randn(200, generator=generator(0, "x"))
+    wanted = naive.sparse_matvec(torch.from_numpy(gaps), torch.from_numpy(codes), table, 70, x)
+    with at_level(level):
+        matrix = packed(gaps, codes, table, 70, 200)
+        assert len(matrix.rest)
+        torch.testing.assert_close(sparse_matvec(matrix, x).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_matrix_without_entries_gives_zeros(level: str) -> None:
     none = np.zeros(0, np.int32)
     with at_level(level):

@@ -115,15 +115,19 @@ inline Floats exponential_minus_one(Floats x) {
 
 inline Floats logistic(Floats x) { return 1.0f / (1.0f + power_of_e(-x)); }
 
-inline Floats tanh_of(Floats x) {
-    Floats z = x * x, m = magnitude(x);
-    Floats p = all(-5.863211393e-3f);
+// tanh below 0.6.
+inline Floats small_tanh_of(Floats x) {
+    Floats z = x * x, p = all(-5.863211393e-3f);
     p = p * z + 2.076358065e-2f;
     p = p * z - 5.377184493e-2f;
     p = p * z + 1.333172943e-1f;
     p = p * z - 3.333328508e-1f;
-    Floats large = 1.0f - 2.0f / (power_of_e(2.0f * m) + 1.0f);
-    return select(m < all(0.6f), x + x * z * p, with_sign_of(large, x));
+    return x + x * z * p;
+}
+
+inline Floats tanh_of(Floats x) {
+    Floats m = magnitude(x), large = 1.0f - 2.0f / (power_of_e(2.0f * m) + 1.0f);
+    return select(m < all(0.6f), small_tanh_of(x), with_sign_of(large, x));
 }
 
 // erf: a polynomial below 1, and 1 - e^(-Q) with a polynomial Q above.

@@ -1,12 +1,11 @@
 """Sparse matrices packed for the native product with one vector, from Deep Compression's codes and relative indices.
 
-Blocks of 16 rows are computed side by side, tile by tile of 32 columns, as many steps in a tile as its fullest row has
-entries; the tiles of a block stand in the order of that number, four together. Where up to 31 weights are shared, an
-entry takes 16 bits, else 48. Everything is float32. See `naive.py` for the definition. Shape key: N entries, C codes,
-I inputs.
+Blocks of 16 rows are computed side by side, tile by tile of 32 columns, four tiles together with as many steps for each
+as pay: what a row holds beyond these stands in a list behind the tiles. Where up to 31 weights are shared, an entry of
+a tile takes 16 bits, else 48; two tiles' entries stand in turn. Everything is float32. See `naive.py` for the definition.
+Shape key: N entries, C codes, I inputs.
 """
 
-from ctypes import c_long, c_void_p
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairway.core.native import kernel, pointer
+from fairway.core.native import kernel, longs, pointer
 
 ROWS, TILE, TOGETHER = 16, 32, 4
 MOST_CODES = 32
 """Shared weights that two registers hold, zero among them."""
+LISTED, SWITCH = 0.85, 4.0
+"""What an entry of the list costs, and another number of steps than that of the tiles before, in steps of one tile."""
+REST = np.dtype([("row", "<i4"), ("column", "<i4"), ("value", "<f4")])
 Integers = np.ndarray[Any, Any]
 
 
@@ -36,18 +38,23 @@ class PackedSparse:
     entry: Tensor
     value: Tensor | None
     table: Tensor | None
+    rest: Tensor
+    """Row, column and value of what stands in no tile, 12 bytes each."""
 
     @cached_property
-    def arguments(self) -> tuple[tuple[c_void_p, ...], tuple[c_long, c_long]]:
-        """What the kernel is called with before the vectors and behind them."""
-        parts = (self.first, self.tiles, self.entry, self.value, self.table)
-        return tuple(pointer(part) for part in parts), (c_long(len(self.first) - 1), c_long(self.columns))
+    def description(self) -> Any:
+        """What the kernel is called with before the vectors."""
+        places = (0 if part is None else part.data_ptr() for part in self._parts)
+        return longs(*places, len(self.first) - 1, self.columns, len(self.rest) // REST.itemsize)
 
     @property
     def bytes(self) -> int:
         """Bytes that one product reads of it."""
-        parts = (self.first, self.tiles, self.entry, self.value, self.table)
-        return sum(0 if part is None else part.nbytes for part in parts)
+        return sum(0 if part is None else part.nbytes for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.first, self.tiles, self.entry, self.value, self.table, self.rest
 
 
 def packed(gap_N: Integers, code_N: Integers, table_C: Tensor, rows: int, columns: int) -> PackedSparse:
@@ -57,27 +64,28 @@ def packed(gap_N: Integers, code_N: Integers, table_C: Tensor, rows: int, column
     kept = (table_C.numpy() != 0)[code_N]
     place_N, code_N = place_N[kept], code_N[kept]
     row_N, column_N = np.divmod(place_N, columns)
+    tile_N, block_N = column_N // TILE, row_N // ROWS
     width, height = -(-columns // TILE), -(-rows // ROWS)
-    steps = _steps(row_N, column_N // TILE, height, width)
-    steps = np.concatenate((steps, np.zeros((height, -width % TOGETHER), np.int64)), axis=1)
-    order = np.argsort(-steps, axis=1, kind="stable").reshape(-1, TOGETHER)
-    block = np.repeat(np.arange(height), steps.shape[1] // TOGETHER)
-    counts = steps[block[:, None], order].max(1)
+    rank_N = _rank(row_N, tile_N, width)
+    order, counts = _grouped(block_N, tile_N, rank_N, height, width)
     used = counts > 0
-    first = np.concatenate(([0], np.cumsum(used.reshape(height, -1).sum(1))))
-    tiles = np.column_stack((counts, np.where(order < width, order, 0)))[used].astype(np.int32)
-    entry_at = _entry_places(row_N, column_N // TILE, block[used], order[used], counts[used])
+    first = np.concatenate(([0], np.cumsum(used.sum(1)))).astype(np.int32)
+    tiles = np.column_stack((counts[used], np.where(order < width, order, 0)[used])).astype(np.int32)
+    held_N, entry_at = _entry_places(row_N, block_N, tile_N, rank_N, order, counts)
     total = int(counts.sum()) * TOGETHER * ROWS
     coded = len(table_C) <= MOST_CODES
     entry, value = np.zeros(total, np.uint16), np.zeros(0 if coded else total, np.float32)
-    entry[entry_at] = column_N % TILE | ((code_N << 8) if coded else 0)
+    entry[_paired(entry_at)] = (column_N % TILE | ((code_N << 8) if coded else 0))[held_N]
     table = torch.zeros(MOST_CODES)
     if coded:
         table[: len(table_C)] = table_C
     else:
-        value[entry_at] = table_C.numpy()[code_N]
-    arrays = (torch.from_numpy(first.astype(np.int32)), torch.from_numpy(tiles), torch.from_numpy(entry.view(np.int16)))
-    return PackedSparse(rows, columns, *arrays, None if coded else torch.from_numpy(value), table if coded else None)
+        value[entry_at] = table_C.numpy()[code_N[held_N]]
+    rest = _listed(row_N[~held_N], column_N[~held_N], table_C.numpy()[code_N[~held_N]])
+    return PackedSparse(
+        rows, columns, torch.from_numpy(first), torch.from_numpy(tiles), torch.from_numpy(entry.view(np.int16)),
+        None if coded else torch.from_numpy(value), table if coded else None, torch.from_numpy(rest.view(np.uint8)),
+    )  # fmt: skip
 
 
 def sparse_matvec(matrix: PackedSparse, x_I: Tensor) -> Tensor:
@@ -85,8 +93,7 @@ def sparse_matvec(matrix: PackedSparse, x_I: Tensor) -> Tensor:
     assert x_I.dtype == torch.float32
     assert x_I.shape == (matrix.columns,)
     y = torch.empty(-(-matrix.rows // ROWS) * ROWS)
-    before, behind = matrix.arguments
-    kernel("sparse_matvec")(*before, pointer(x_I), pointer(y), *behind)
+    kernel("sparse_matvec")(matrix.description, pointer(x_I), pointer(y))
     return y if len(y) == matrix.rows else y[: matrix.rows]
 
 
@@ -97,21 +104,44 @@ def _rank(row_N: Integers, tile_N: Integers, width: int) -> Integers:
     return np.arange(len(run_N)) - np.repeat(starts, np.diff(starts, append=len(run_N)))
 
 
-def _steps(row_N: Integers, tile_N: Integers, height: int, width: int) -> Integers:
-    """Entries of the fullest row in each tile of each block."""
-    steps = np.zeros((height, width), np.int64)
-    np.maximum.at(steps, (row_N // ROWS, tile_N), _rank(row_N, tile_N, width) + 1)
-    return steps
+def _grouped(
+    block_N: Integers, tile_N: Integers, rank_N: Integers, height: int, width: int
+) -> tuple[Integers, Integers]:
+    """Of each block its tiles, four in a group, those with like numbers of entries together, and each group's steps."""
+    most = int(rank_N.max(initial=-1)) + 1
+    beyond = np.zeros((height, -(-width // TOGETHER) * TOGETHER, most + 1), np.int64)
+    np.add.at(beyond, (block_N, tile_N, rank_N), 1)
+    beyond = np.flip(np.cumsum(np.flip(beyond, 2), 2), 2)  # entries that no step holds, by the number of steps
+    order = np.argsort(-beyond[:, :, 0], axis=1, kind="stable")
+    beyond = np.take_along_axis(beyond, order[:, :, None], 1).reshape(height, -1, TOGETHER, most + 1).sum(2)
+    cost = TOGETHER * np.arange(most + 1) + LISTED * beyond
+    usual = cost.sum((0, 1)).argmin()
+    best = cost.argmin(2)
+    counts = np.where(cost.min(2) < cost[:, :, usual] - SWITCH, best, np.where(beyond[:, :, 0] > 0, usual, 0))
+    return order.reshape(height, -1, TOGETHER), counts
 
 
-def _entry_places(row_N: Integers, tile_N: Integers, block: Integers, order: Integers, counts: Integers) -> Integers:
-    """Where each entry goes: by group of tiles, step, tile of the group, row."""
-    begin = np.cumsum(counts) - counts
-    width = int(order.max(initial=-1)) + 1
-    group = np.zeros((int(block.max(initial=-1)) + 1, width), np.int64)
-    lane = np.zeros_like(group)
-    group[block[:, None], order] = np.arange(len(block))[:, None]
-    lane[block[:, None], order] = np.arange(TOGETHER)
-    at = row_N // ROWS, tile_N
-    step = begin[group[at]] + _rank(row_N, tile_N, width)
-    return (step * TOGETHER + lane[at]) * ROWS + row_N % ROWS
+def _paired(place_N: Integers) -> Integers:
+    """Places where the rows of every two tiles are woven into one another."""
+    pair_N, inside_N = np.divmod(place_N, 2 * ROWS)
+    return pair_N * 2 * ROWS + inside_N % ROWS * 2 + inside_N // ROWS
+
+
+def _entry_places(
+    row_N: Integers, block_N: Integers, tile_N: Integers, rank_N: Integers, order: Integers, counts: Integers
+) -> tuple[Integers, Integers]:
+    """Which entries stand in tiles, and where these go: by group of tiles, step, tile of the group, row."""
+    place = np.argsort(order.reshape(len(order), -1), axis=1)[block_N, tile_N]
+    group_N, lane_N = block_N * counts.shape[1] + place // TOGETHER, place % TOGETHER
+    begin, steps = np.cumsum(counts) - counts.reshape(-1), counts.reshape(-1)
+    at_N = ((begin[group_N] + rank_N) * TOGETHER + lane_N) * ROWS + row_N % ROWS
+    held_N = rank_N < steps[group_N]
+    return held_N, at_N[held_N]
+
+
+def _listed(row_N: Integers, column_N: Integers, value_N: Integers) -> Integers:
+    """The entries one row after another, again and again: a row's sum need not wait for itself."""
+    rest = np.empty(len(row_N), REST)
+    order = np.lexsort((row_N, _rank(row_N, row_N * 0, 1)))
+    rest["row"], rest["column"], rest["value"] = row_N[order], column_N[order], value_N[order]
+    return rest
