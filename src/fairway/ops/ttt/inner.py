@@ -29,10 +29,3 @@ class Carried:
     def fresh(cls, weights: Weights) -> "Carried":
         """At the start of a mini-batch. The sums are views of one zero: they take no memory until they are used."""
         return cls(weights, tuple(weight.new_zeros(()).expand_as(weight) for weight in weights), 0)
-
-
-def normalised(Z: Tensor) -> tuple[Tensor, Tensor]:
-    """Z of mean 0 and variance 1 over the last dimension, and its standard deviation."""
-    centred = Z - Z.mean(-1, keepdim=True)
-    deviation = (centred.square().mean(-1, keepdim=True) + EPS).sqrt()
-    return centred / deviation, deviation
