@@ -31,6 +31,7 @@ from fairway.run import Recipe
 from fairway.train.loop import Loop
 from fairway.train.meter import Meter
 from fairway.train.recomputation import measure
+from fairway.train.rewinding import course_of
 from fairway.train.segmentation import Prediction
 
 BITS_PER_PARAMETER = 3.6
@@ -90,8 +91,15 @@ class Plan:
     mfu: float
     """`flops_per_second` over those of a matrix product, measured in the same process."""
     steps: int
-    """That fit the time, or the fixed number."""
+    """That fit the time, or the fixed number; of all trainings together."""
+    trainings: int
+    """That the run is divided into; one, unless a technique such as lottery tickets begins again."""
+    training_steps: int
+    """Of one of them."""
+    rewind_step: int
+    """Step of the first at which the later ones begin."""
     tokens: int
+    """Of one training, which are all that the weights to keep have seen."""
     tokens_per_parameter: float
     seconds: float
     """Of training."""
@@ -123,9 +131,9 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
     trial = _preflight(recipe, vocabulary)
     listener(Event("plan", 1.0))
     tokens_per_step = recipe.train.batch * recipe.model.context
-    seconds, steps = _length(recipe.budget, trial)
+    length = _length(recipe, trial)
     count = sum(parameters.values())
-    tokens = steps * tokens_per_step
+    tokens = length["training_steps"] * tokens_per_step
     rate = flops_per_token * tokens_per_step / trial.step_seconds
     binding, advice = _binding(recipe.budget, bits, tokens / count)
     return Plan(
@@ -136,7 +144,7 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
         bits_per_weight=bits,
         bytes_cap=recipe.budget.bytes,
         flops_per_token=flops_per_token,
-        total_flops=flops_per_token * tokens,
+        total_flops=flops_per_token * tokens_per_step * length["steps"],
         peak_memory_bytes=trial.peak_bytes,
         state_bytes=trial.held_bytes,
         saved_activation_bytes=trial.saved_bytes,
@@ -149,10 +157,9 @@ def estimate(recipe: Recipe, listener: Listener, *, vocabulary: int | None = Non
         tokens_per_second=tokens_per_step / trial.step_seconds,
         flops_per_second=rate,
         mfu=rate / _product_rate(recipe),
-        steps=steps,
         tokens=tokens,
         tokens_per_parameter=tokens / count,
-        seconds=seconds,
+        **length,
         binding=binding,
         advice=advice,
         exports={"float32": 4 * count, "bfloat16": 2 * count, "int8 by rows": count + 4 * _rows(skeleton)},
@@ -266,11 +273,15 @@ def _product_rate(recipe: Recipe) -> float:
     return gemm_ceiling(torch.bfloat16 if half else torch.float32, device, seconds=0.2)
 
 
-def _length(budget: Budget, trial: _Trial) -> tuple[float, int]:
-    if budget.steps is not None:
-        return trial.first_seconds + (budget.steps - 1) * trial.step_seconds, budget.steps
-    steps = 1 + int(max(0.0, budget.seconds - trial.first_seconds) / trial.step_seconds)
-    return budget.seconds, steps
+def _length(recipe: Recipe, trial: _Trial) -> dict[str, Any]:
+    """Seconds, steps and trainings of the run, as fields of a `Plan`."""
+    budget, course = recipe.budget, course_of(recipe.compress.prune.hooks(recipe.seed))
+    fitting = 1 + int(max(0.0, budget.seconds - trial.first_seconds) / trial.step_seconds)
+    whole, early = course.divided(budget.steps or fitting)
+    steps = course.steps(whole)
+    seconds = budget.seconds if budget.steps is None else trial.first_seconds + (steps - 1) * trial.step_seconds
+    divided = {"trainings": course.trainings, "training_steps": whole, "rewind_step": early}
+    return {"seconds": seconds, "steps": steps, **divided}
 
 
 def require_room(recipe: Recipe, vocabulary: int) -> None:

@@ -60,38 +60,37 @@ def test_each_round_removes_the_smallest_of_the_trained_survivors() -> None:
         assert earlier.end["w"][gone].abs().max() <= earlier.end["w"][later.masks["w"] > 0].abs().min()
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("control", ["ticket", "reinitialised", "random"])
-def test_inside_one_run_survivors_go_back_and_the_optimizer_starts_afresh(control: str) -> None:
+def test_between_trainings_the_least_of_what_was_trained_goes_and_only_the_last_is_controlled(
+    control: str, scope: str
+) -> None:
     subject = loop(9)
-    hook = Config.model_validate({"sparsity": 0.5, "rounds": 1, "rewind": 0.0, "control": control}).hooks(seed=3)[0]
+    hook = Config.model_validate({"sparsity": 0.75, "rounds": 2, "control": control, "scope": scope}).hooks(seed=3)[0]
     assert isinstance(hook, Ticket)
-    initial = {name: value.detach().clone() for name, value in subject.model.named_parameters()}
-    subject.run([hook], 5)
-    assert not hook.masks
-    subject.run([hook], 1)
-    assert hook.masks
-    named = dict(subject.model.named_parameters())
-    for name, mask in hook.masks.items():
-        assert int(mask.sum()) == mask.numel() - int(0.5 * mask.numel())
-        assert not named[name].detach()[mask == 0].any()
-        same = torch.equal(named[name].detach(), initial[name] * mask)
-        assert same == (control != "reinitialised")
-    assert not any(value.any() for value in subject.optimizer.state().values())
-
-
-def test_rewinding_goes_to_the_weights_of_step_k_not_of_the_last_round() -> None:
-    subject = loop(30)
-    hook = Config.model_validate({"sparsity": 0.75, "rounds": 2, "rewind": 0.3}).hooks(seed=3)[0]
-    assert isinstance(hook, Ticket)
-    subject.run([hook], 4)
     early = {name: value.detach().clone() for name, value in subject.model.named_parameters()}
-    assert torch.equal(hook.early["embedding.weight"], early["embedding.weight"])
-    subject.run([hook], 17)
-    named = dict(subject.model.named_parameters())
-    assert hook.rounds_done == 2
-    for name, value in named.items():
-        expected = early[name] * hook.masks[name] if name in hook.masks else early[name]
-        assert torch.equal(value.detach(), expected)
+    subject.run([hook], 3)
+    assert not hook.masks
+    for done in (1, 2):
+        before = dict(hook.masks)
+        trained = {name: value.detach().clone() for name, value in subject.model.named_parameters()}
+        with torch.no_grad():
+            for name, value in subject.model.named_parameters():
+                value.copy_(early[name])
+        hook.again(subject, trained)
+        total, kept = (sum(f(mask) for mask in hook.masks.values()) for f in (Tensor.numel, Tensor.count_nonzero))
+        assert int(kept) == pytest.approx(total * 0.5**done, abs=len(hook.masks))
+        fresh = done == 2 and control != "ticket"
+        for name, value in subject.model.named_parameters():
+            mask = hook.masks.get(name, torch.ones_like(value))
+            assert not value.detach()[mask == 0].any()
+            moved = done == 2 and control == "reinitialised" and value.ndim > 1
+            assert torch.equal(value.detach(), early[name] * mask) != moved
+            if name in hook.masks and scope == "layer" and not (fresh and control == "random"):
+                assert trained[name][(mask == 0) & (before.get(name, mask + 1) > 0)].abs().max() <= (
+                    trained[name][mask > 0].abs().min()
+                )
+        subject.run([hook], 2)
 
 
 def test_interpolation_ends_at_both_networks_and_the_barrier_is_measured_above_their_mean() -> None:

@@ -125,7 +125,7 @@ def test_rigl_grows_where_the_dense_gradient_is_largest_and_new_weights_start_at
                 assert not value[before[name] == 0].any()
 
 
-@pytest.mark.parametrize("kind", ["rigl", "set", "static", "imp", "lottery"])
+@pytest.mark.parametrize("kind", ["rigl", "set", "static", "imp"])
 def test_masks_survive_a_checkpoint(kind: str) -> None:
     settings = {"sparsity": 0.6} | ({"every": 2} if kind in ("rigl", "set", "static") else {})
     whole, first = loop(12), loop(12)
@@ -168,7 +168,7 @@ def test_the_survivors_of_r_rounds_are_one_minus_p_to_the_r() -> None:
     assert found.sparsity_at(-0.1) == 0.0
 
 
-@pytest.mark.parametrize("kind", ["rigl", "imp", "lottery"])
+@pytest.mark.parametrize("kind", ["rigl", "imp"])
 def test_settling_after_training_removes_the_traces_that_averaging_leaves(kind: str) -> None:
     subject = loop(12)
     made = config(kind, sparsity=0.6)

@@ -64,6 +64,16 @@ def _costs(found: "Plan", model: "ModelConfig") -> dict[str, str]:
         "pace": f"{found.tokens_per_second:,.0f} tokens/s, {found.flops_per_second / 1e9:,.0f} GFLOP/s, "
         f"{100 * found.mfu:.0f} % of a matrix product's",
         "training": f"{found.steps:,} steps, {found.tokens:,} tokens, "
-        f"{found.tokens_per_parameter:.1f} a parameter, in {show_seconds(found.seconds)}",
+        f"{found.tokens_per_parameter:.1f} a parameter, in {show_seconds(found.seconds)}{_divided(found)}",
         "binding": f"{found.binding}. {found.advice}",
     }
+
+
+def _divided(found: "Plan") -> str:
+    """How a run of several trainings is divided."""
+    if found.trainings == 1:
+        return ""
+    return (
+        f": {found.trainings} trainings of {found.training_steps:,} steps each, "
+        f"all but the first beginning at its step {found.rewind_step:,} again"
+    )

@@ -63,7 +63,7 @@ def count_of(share: float, total: int) -> int:
 
 def keep_highest(score: Tensor, removed: int) -> Tensor:
     """True except at the `removed` lowest scores; of equal scores the first are removed."""
-    kept = torch.ones(score.numel(), dtype=torch.bool)
+    kept = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
     kept[torch.argsort(score.flatten(), stable=True)[:removed]] = False
     return kept.view(score.shape)
 

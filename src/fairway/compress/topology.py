@@ -82,9 +82,9 @@ def share_at(progress: float, start: float, end: float) -> float:
 def impose(loop: Trainee, masks: Mapping[str, Tensor]) -> None:
     """Makes masks the optimizer's, so that removed weights stay zero whatever the update."""
     named = dict(loop.model.named_parameters())
+    loop.optimizer.wear(masks)
     with torch.no_grad():
         for name, mask in masks.items():
-            loop.optimizer.masks[name] = mask
             named[name].mul_(mask)
 
 

@@ -119,6 +119,16 @@ class Optimizer:
         """The groups; together they hold every parameter once."""
         return [group for group, _ in self._rules]
 
+    @torch.no_grad()
+    def wear(self, masks: Mapping[str, Tensor]) -> None:
+        """Takes on masks, those of other parameters staying; elementwise state is zero where they are at once."""
+        self.masks.update(masks)
+        for _, rule in self._rules:
+            for name in rule.state.keys() & masks.keys():
+                for slot in rule.elementwise:
+                    if not rule.state[name][slot].is_meta:
+                        rule.state[name][slot].mul_(masks[name])
+
     def zero_grad(self) -> None:
         """Drops all gradients."""
         for parameter in self._named.values():

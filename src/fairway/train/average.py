@@ -6,6 +6,7 @@ learning-rate decay, so its settings and the schedule's floor belong together. P
 2018 (arXiv:1803.05407); the exponential one as the schedule's partner: the public parameter-golf records of 2026.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -56,6 +57,13 @@ class Average:
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights, or the current ones where averaging has not begun."""
         return self.averages or {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def mask(self, masks: Mapping[str, Tensor]) -> None:
+        """Zeroes the averages of weights that are removed."""
+        for name, mask in masks.items():
+            if name in self.averages:
+                self.averages[name].mul_(mask)
 
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name."""

@@ -35,6 +35,7 @@ from fairway.train.layout import make_layout, require_shareable
 from fairway.train.meter import Meter
 from fairway.train.parts import Hook
 from fairway.train.profile import Stopwatch
+from fairway.train.rewinding import Rewinding
 from fairway.train.saving import resume, save
 from fairway.train.settings import TrainConfig, fitted
 from fairway.train.warmup import warm_up
@@ -45,10 +46,15 @@ class Moment:
     """What all ranks agree on before a step."""
 
     progress: float
+    """Of the training at hand."""
     planned_steps: float
+    """Of a whole training."""
     done: bool
+    """Whether the training at hand is over."""
     save: bool
     stop: bool
+    early: bool = False
+    """Whether the training has come to where later ones begin."""
 
 
 class Loop:
@@ -79,18 +85,19 @@ class Loop:
         self.optimizer = self.layout.optimizer
         self.precision.attach(self.optimizer)
         self.average, self.guard = Average(model, config.average), Guard(config.guard)
-        self.clock, self.stopwatch = Clock(budget), Stopwatch()
+        self.rewinding = Rewinding(hooks)
+        self.clock, self.stopwatch = Clock(budget, course=self.rewinding.course), Stopwatch()
         self.skipped = self.tokens = 0
         self.inner = Forward(self, config, hooks)
         self.forward = self.layout.wrap(self.inner)
         self.progress = 0.0
-        """Share of the run that was done when the step began, in [0, 1]; the same on every rank."""
+        """Share of the training that was done when the step began, in [0, 1]; the same on every rank."""
         self._stop, self._saved = False, 0.0
 
     @property
     def step(self) -> int:
-        """Steps done."""
-        return self.clock.step
+        """Steps done of the training at hand, which is the whole run unless a hook divides it."""
+        return self.clock.training_step
 
     def run(self, listener: Listener) -> dict[str, Tensor]:
         """Trains to the end of the budget, from the newest checkpoint if there is one; returns the weights to keep.
@@ -104,7 +111,7 @@ class Loop:
                 warm_up(self)
                 with Journal(self.folder / "metrics.jsonl") if self.team.first else _nothing() as journal:
                     if journal is not None:
-                        journal.keep(lambda record: record["step"] <= self.step)
+                        journal.keep(lambda record: record["step"] <= self.clock.step)
                     self._run(journal, listener)
         return self.average.weights()
 
@@ -113,28 +120,39 @@ class Loop:
             hook.start(self)
         self.model.train()
         self._saved = self.clock.elapsed
-        while not (moment := self.agree()).done:
-            if moment.save or moment.stop:
-                self._save(journal)
-            if moment.stop:
-                raise Interrupted(f"Stopped after step {self.step}; run the same command again to go on from there.")
-            figures = self.advance(moment)
-            if journal is not None:
-                journal.append(figures)
-            listener(Event("train", self.clock.progress, figures))
-            self.stopwatch.step()
-            beat()
+        self._train(journal, listener)
+        while not self.clock.last:
+            self.rewinding.again(self, listener)
+            self._train(journal, listener)
         for hook in self.hooks:
             hook.finish(self)
         self._save(journal, finished=True)
+
+    def _train(self, journal: Journal | None, listener: Listener) -> None:
+        """The training at hand to its end."""
+        while not (moment := self.agree()).done:
+            if moment.early:
+                self.rewinding.remember(self)
+            if moment.save or moment.stop:
+                self._save(journal)
+            if moment.stop:
+                step = self.clock.step
+                raise Interrupted(f"Stopped after step {step}; run the same command again to go on from there.")
+            figures = self.advance(moment)
+            if journal is not None:
+                journal.append(figures)
+            listener(Event("train", self.clock.share, figures))
+            self.stopwatch.step()
+            beat()
 
     def agree(self) -> Moment:
         """The clock of the first rank decides, and a request to stop any rank."""
         clock, first = self.clock, float(self.team.first)
         due = clock.elapsed - self._saved >= self.config.checkpoint_every
-        told = [clock.progress, clock.planned_steps(), float(clock.done), float(due)]
+        told = [clock.progress, clock.planned_steps(), float(clock.done), float(due), float(clock.early)]
         *agreed, stop = self.team.sum([*(first * value for value in told), float(self._stop)])
-        return Moment(agreed[0], agreed[1], bool(agreed[2]), bool(agreed[3]), bool(stop))
+        done, due, early = (bool(value) for value in agreed[2:])
+        return Moment(agreed[0], agreed[1], done, due, bool(stop), early)
 
     def advance(self, moment: Moment) -> dict[str, Any]:
         """One step from what all ranks agreed on; returns its figures. `run` calls it until the budget is spent."""
@@ -158,7 +176,7 @@ class Loop:
         seconds = self.clock.tick()
         self.tokens += tokens
         figures |= self.meter.figures(loss, tokens, seconds)
-        timing = {"step": self.step, "elapsed": self.clock.elapsed, "step_seconds": seconds, "tokens": tokens}
+        timing = {"step": self.clock.step, "elapsed": self.clock.elapsed, "step_seconds": seconds, "tokens": tokens}
         fault_point("loop.stepped")
         scalars = {name: float(value) for name, value in statistics.items() if value.numel() == 1}
         return figures | scalars | timing | {"skipped": 0 if taken else 1}
@@ -210,8 +228,9 @@ class Loop:
     def _count_skip(self, finite: bool) -> None:
         self.skipped = 0 if finite else self.skipped + 1
         if self.skipped >= self.config.patience:
+            step = self.clock.step + 1
             raise TrainingError(
-                f"The gradients were infinite or NaN for {self.skipped} steps in a row, up to step {self.step + 1}. "
+                f"The gradients were infinite or NaN for {self.skipped} steps in a row, up to step {step}. "
                 "The last checkpoint is intact; a lower learning rate or train.precision.kind=fp32 would help."
             )
 

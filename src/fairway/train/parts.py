@@ -5,6 +5,7 @@ moments (gradual pruning, teachers, evaluation while training). Neither is impor
 composition root joins them.
 """
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from fairway.data.batches import Batch
 from fairway.loss.next_token import Term
 from fairway.model.lm import LanguageModel, Output
 from fairway.optim.parts import Optimizer
+from fairway.train.clock import Course
 
 
 class Trainee(Protocol):
@@ -24,12 +26,12 @@ class Trainee(Protocol):
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Steps done of the training at hand; a run is one, unless a hook asks for more."""
         ...
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Share of the training at hand that is done, in [0, 1]."""
         ...
 
 
@@ -51,6 +53,16 @@ class Hook:
     ranks: Literal["one", "replicas", "slices"] = "replicas"
     """On how many ranks it works: one, many that each hold all weights, or also many that hold slices of them. On
     many it sees its own rank's rows, the common gradients, and must come to the same decisions everywhere."""
+
+    def course(self) -> Course:
+        """The trainings that the run is to be divided into; one hook at most may ask for more than one."""
+        return Course()
+
+    def again(self, loop: Trainee, trained: Mapping[str, Tensor]) -> None:
+        """Before a further training, all else put back; `trained`: the weights to keep of the one before it.
+
+        Only the hook that asked for the course sees this, and its own state is not put back.
+        """
 
     def start(self, loop: Trainee) -> None:
         """Before the first step, after a resume too."""

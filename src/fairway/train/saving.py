@@ -5,15 +5,17 @@ four ranks goes on with two, with the same batches; sums in another order make i
 bit.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fairway.core.errors import CheckpointError
 from fairway.core.log import Event, Listener
 from fairway.train.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint, save_checkpoint
-from fairway.train.clock import Clock
 from fairway.train.parallel import place, whole
+from fairway.train.parts import Hook
 
 if TYPE_CHECKING:
     from fairway.train.loop import Loop
@@ -24,24 +26,45 @@ MAY_CHANGE = ("threads", "ranks")
 
 def save(loop: "Loop", *, finished: bool = False) -> None:
     """Writes a checkpoint of a loop; every rank must call this."""
-    layout = loop.layout
-    groups = {
-        "model": {name: whole(tensor) for name, tensor in layout.tensors().items()},
-        "optimizer": layout.optimizer_state(),
+    groups = groups_of(loop)
+    if loop.team.first:
+        early, facts = loop.rewinding.state(loop)
+        counts = {**counts_of(loop), "elapsed": loop.clock.elapsed, "finished": finished}
+        save_checkpoint(
+            loop.folder / CHECKPOINTS, loop.clock.step, {**groups, **early}, {**_facts(loop), **counts, **facts}
+        )
+
+
+def groups_of(loop: "Loop", without: Sequence[Hook] = ()) -> dict[str, dict[str, Tensor]]:
+    """Every tensor that a loop goes on from, whole and live, by group; every rank must call this."""
+    return {
+        "model": {name: whole(tensor) for name, tensor in loop.layout.tensors().items()},
+        "optimizer": loop.layout.optimizer_state(),
         "average": loop.average.state(),
         "precision": loop.precision.state(),
         "guard": loop.guard.state(),
-        **{f"hook{index}": hook.state() for index, hook in enumerate(loop.hooks)},
+        **{_group(index): hook.state() for index, hook in enumerate(loop.hooks) if hook not in without},
     }
-    if loop.team.first:
-        counts = {
-            "elapsed": loop.clock.elapsed,
-            "tokens": loop.tokens,
-            "skipped": loop.skipped,
-            "averaged": loop.average.count,
-            "finished": finished,
-        }
-        save_checkpoint(loop.folder / CHECKPOINTS, loop.step, groups, {**_facts(loop), **counts})
+
+
+def counts_of(loop: "Loop") -> dict[str, int]:
+    """The numbers that a loop goes on from, its clock's aside."""
+    return {"tokens": loop.tokens, "skipped": loop.skipped, "averaged": loop.average.count}
+
+
+def put(loop: "Loop", groups: Mapping[str, dict[str, Tensor]], counts: Mapping[str, Any]) -> None:
+    """Puts a loop where `groups_of` and `counts_of` saw it; hooks without a group stay as they are."""
+    with torch.no_grad():
+        for name, tensor in loop.layout.tensors().items():
+            place(tensor, groups["model"][name])
+    loop.optimizer.load_state(groups["optimizer"])
+    loop.average.load_state(groups["average"], int(counts["averaged"]))
+    loop.precision.load_state(groups["precision"])
+    loop.guard.load_state(groups["guard"])
+    for index, hook in enumerate(loop.hooks):
+        if _group(index) in groups:
+            hook.load_state(groups[_group(index)])
+    loop.skipped, loop.tokens = int(counts["skipped"]), int(counts["tokens"])
 
 
 def resume(loop: "Loop", listener: Listener) -> Checkpoint | None:
@@ -58,20 +81,15 @@ def resume(loop: "Loop", listener: Listener) -> Checkpoint | None:
     if checkpoint is None:
         return None
     _require_same_run(loop, checkpoint, listener)
-    groups = checkpoint.groups
-    with torch.no_grad():
-        for name, tensor in loop.layout.tensors().items():
-            place(tensor, groups["model"][name])
-    loop.optimizer.load_state(groups["optimizer"])
-    loop.average.load_state(groups["average"], int(checkpoint.facts["averaged"]))
-    loop.precision.load_state(groups["precision"])
-    loop.guard.load_state(groups["guard"])
-    for index, hook in enumerate(loop.hooks):
-        hook.load_state(groups[f"hook{index}"])
-    loop.skipped, loop.tokens = int(checkpoint.facts["skipped"]), int(checkpoint.facts["tokens"])
-    loop.clock = Clock(loop.clock.budget, step=checkpoint.step, elapsed=checkpoint.facts["elapsed"])
-    listener(Event("train", loop.clock.progress, message=f"Going on from step {checkpoint.step}."))
+    put(loop, checkpoint.groups, checkpoint.facts)
+    start = loop.rewinding.load_state(checkpoint.groups, checkpoint.facts)
+    loop.clock = loop.clock.at(checkpoint.step, checkpoint.facts["elapsed"], start)
+    listener(Event("train", loop.clock.share, message=f"Going on from step {checkpoint.step}."))
     return checkpoint
+
+
+def _group(hook: int) -> str:
+    return f"hook{hook}"
 
 
 def _facts(loop: "Loop") -> dict[str, Any]:

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fairway.train.clock import Clock
 from fairway.train.parallel import local
 
 if TYPE_CHECKING:
@@ -36,4 +35,4 @@ def warm_up(loop: "Loop") -> None:
     loop.inner.hooks = hooks
     loop.layout.zero_gradients()
     loop.layout.settle()
-    loop.clock = Clock(loop.clock.budget, step=loop.step, elapsed=elapsed)
+    loop.clock = loop.clock.at(loop.clock.step, elapsed, loop.clock.start)

@@ -1,10 +1,10 @@
-"""Lottery tickets: train, prune by magnitude, set the survivors back to early weights, train again.
+"""Lottery tickets: train, prune by magnitude, set everything back to an early step, train again.
 
-The run is cut into `rounds + 1` equal parts. Each part but the last ends by removing the same share of what
-is left, and setting every parameter back to its value at `rewind` of the first part (0: initialisation);
-the optimizer starts afresh. Schedule and data go on inside the one run; `find_tickets` below repeats whole
-runs and so resets them too. Controls: survivors initialised anew, or as many at random. Frankle & Carbin
-2019; rewinding: Frankle et al. 2020 (arXiv:1912.05671).
+The run is divided into `rounds + 1` trainings of one length. Each but the last ends by removing the same share of
+what is left; the next begins at step `rewind` of the first training again (0: initialisation), with weights,
+optimizer, averages, schedule and the place in the data as they stood there, and only the masks new. Controls differ in
+the last training alone, under masks found as the ticket's: survivors initialised anew, or as many weights at random
+in each layer. Frankle & Carbin 2019; rewinding: Frankle et al. 2020 (arXiv:1912.05671).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,9 @@ from fairway.compress.masks import Scope, keep_by_score, prunable
 from fairway.compress.parts import Pruner, PrunerConfig
 from fairway.compress.topology import Masked, Settle, impose
 from fairway.core.config import Source
-from fairway.core.seed import generator
+from fairway.core.seed import derive, generator
 from fairway.model.parts import initialise
+from fairway.train.clock import Course
 from fairway.train.parts import Hook, Trainee
 
 SOURCE = Source("Frankle & Carbin", 2019, "arXiv:1803.03635")
@@ -35,11 +36,11 @@ class Config(PrunerConfig):
     sparsity: float = Field(default=0.5, gt=0, lt=1)
     """Share of the weights that is gone in the end."""
     rounds: int = Field(default=2, ge=1)
-    """Times that the run prunes and starts again."""
+    """Times that weights are removed and training begins again; the budget is divided over all trainings."""
     rewind: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the first part after which the weights to go back to are taken."""
+    """Share of the first training after which everything to go back to is taken."""
     control: Control = "ticket"
-    """Go back to early weights; initialise anew; or keep random weights, as many in each layer."""
+    """In the last training: the early weights; weights initialised anew; or a random mask, as dense in each layer."""
     scope: Scope = "layer"
     """Compare the weights of one row, of one layer, or of the whole model."""
 
@@ -51,57 +52,44 @@ class Config(PrunerConfig):
 
 
 class Ticket(Masked):
-    """Prunes and rewinds at the end of each part but the last."""
+    """Prunes between trainings."""
 
     def __init__(self, config: Config, seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
-        self.early: Weights = {}
         self.rounds_done = 0
 
-    def start(self, loop: Trainee) -> None:
-        super().start(loop)
-        self._remember(loop)
+    def course(self) -> Course:
+        return Course(self.config.rounds + 1, self.config.rewind)
 
-    def stepped(self, loop: Trainee) -> dict[str, float]:
-        self._remember(loop)
-        parts = self.config.rounds + 1
-        if self.rounds_done < min(self.config.rounds, int(loop.progress * parts + 1e-9)):
-            self.rounds_done += 1
-            self._draw(loop)
-        return self.density() if self.masks else {}
+    def again(self, loop: Trainee, trained: Mapping[str, Tensor]) -> None:
+        self.rounds_done += 1
+        last = self.rounds_done == self.config.rounds
+        self.masks = self._drawn(prunable(loop.model), trained)
+        if last and self.config.control == "random":
+            self.masks = shuffled(self.masks, self.seed, self.rounds_done)
+        if last and self.config.control == "reinitialised":
+            initialise(loop.model, derive(self.seed, "ticket", self.rounds_done))
+        impose(loop, self.masks)
+
+    def stepped(self, loop: Trainee) -> dict[str, float]:  # noqa: ARG002
+        return {**(self.density() if self.masks else {}), "ticket/round": float(self.rounds_done)}
 
     def state(self) -> dict[str, Tensor]:
         masks = {f"mask/{name}": mask for name, mask in self.masks.items()}
-        early = {f"early/{name}": value for name, value in self.early.items()}
-        return masks | early | {"rounds_done": torch.tensor(self.rounds_done)}
+        return masks | {"rounds_done": torch.tensor(self.rounds_done)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.masks = {name[5:]: value for name, value in state.items() if name.startswith("mask/")}
-        self.early = {name[6:]: value for name, value in state.items() if name.startswith("early/")}
         self.rounds_done = int(state["rounds_done"])
 
-    def _remember(self, loop: Trainee) -> None:
-        if not self.early and loop.progress >= self.config.rewind / (self.config.rounds + 1):
-            self.early = {name: value.detach().clone() for name, value in loop.model.named_parameters()}
-
-    def _draw(self, loop: Trainee) -> None:
+    def _drawn(self, matrices: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Weights:
+        """Masks of the next training, in the shapes of their parameters."""
         target = 1 - (1 - self.config.sparsity) ** (self.rounds_done / self.config.rounds)
-        shapes = {name: value.shape for name, value in loop.model.named_parameters()}
-        sizes = {name: weight_RC.abs() for name, weight_RC in prunable(loop.model).items()}
-        masks = shrunk(sizes, {n: m.view(sizes[n].shape) for n, m in self.masks.items()}, target, self.config.scope)
-        if self.config.control == "random":
-            masks = shuffled(masks, self.seed, self.rounds_done)
-        self.masks = {name: mask.view(shapes[name]) for name, mask in masks.items()}
-        with torch.no_grad():
-            if self.config.control == "reinitialised":
-                initialise(loop.model, self.seed + self.rounds_done)
-            else:
-                for name, value in loop.model.named_parameters():
-                    value.copy_(self.early[name])
-            for value in loop.optimizer.state().values():
-                value.zero_()
-        impose(loop, self.masks)
+        sizes = {name: trained[name].view(weight_RC.shape).abs().float() for name, weight_RC in matrices.items()}
+        before = {name: mask.view(sizes[name].shape) for name, mask in self.masks.items()}
+        masks = shrunk(sizes, before, target, self.config.scope)
+        return {name: mask.view(trained[name].shape) for name, mask in masks.items()}
 
 
 @dataclass(frozen=True)

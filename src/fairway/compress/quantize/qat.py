@@ -53,7 +53,7 @@ class Rounded(Hook):
         for module in linear_weights(loop.model):
             self._handles.append(module.register_forward_pre_hook(self._before))
             self._handles.append(module.register_forward_hook(_after))
-        self._active = loop.progress >= self.config.start
+        self._active = self._active or loop.progress >= self.config.start
 
     def stepped(self, loop: Trainee) -> dict[str, float]:
         if self._active and not self.uses:
@@ -65,6 +65,12 @@ class Rounded(Hook):
         self.uses = 0
         self._active = loop.progress >= self.config.start
         return figures
+
+    def state(self) -> dict[str, Tensor]:
+        return {"active": torch.tensor(self._active)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._active = bool(state["active"])
 
     def finish(self, loop: Trainee) -> None:  # noqa: ARG002
         for handle in self._handles:
