@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from fairway.ops.momentum.naive import SMALLEST_NORM
-from fairway.ops.symmetric.native import product
-
-Coefficients = tuple[float, float, float]
+from fairway.ops.newton_schulz import native
+from fairway.ops.newton_schulz.naive import Coefficients
 
 CLASSIC: Coefficients = (3.4445, -4.7750, 2.0315)
 CUBIC: Coefficients = (1.5, -0.5, 0.0)
@@ -72,12 +71,14 @@ def orthogonalise(x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequenc
 
 
 def iterate(x_NRC: Tensor, steps: Sequence[Coefficients], periods: Sequence[int] | None = None) -> Tensor:
-    """The same for matrices whose Frobenius norms are 1 or 0 already."""
+    """The same for matrices whose Frobenius norms are 1 or 0 already; may overwrite them."""
     rows, columns = x_NRC.shape[-2:]
     if periods is None:
         long = max(rows, columns) >= LONG * min(rows, columns)
         periods = long_periods(steps) if long else (1,) * len(steps)
     assert sum(periods) == len(steps)
+    if native.served(x_NRC):
+        return native.iterate(x_NRC, steps, periods)
     start = 0
     for period in periods:
         x_NRC = _advance(x_NRC, steps[start : start + period])
@@ -94,10 +95,10 @@ def long_periods(steps: Sequence[Coefficients]) -> tuple[int, ...]:
 def _advance(x_NRC: Tensor, steps: Sequence[Coefficients]) -> Tensor:
     lying = x_NRC.shape[-2] <= x_NRC.shape[-1]
     side_NSK = x_NRC if lying else x_NRC.mT
-    a_NSS = product(side_NSK, side_NSK)
+    a_NSS = torch.bmm(side_NSK, side_NSK.mT)
     if len(steps) == 1:
         ((a, b, c),) = steps
-        p_NSS = product(a_NSS, a_NSS, a_NSS, alpha=c, beta=b)
+        p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS.mT, beta=b, alpha=c)
         left, right = (p_NSS, x_NRC) if lying else (x_NRC, p_NSS)
         return torch.baddbmm(x_NRC, left, right, beta=a)
     q_NSS = _combined(a_NSS, steps)
@@ -108,11 +109,10 @@ def _combined(a_NSS: Tensor, steps: Sequence[Coefficients]) -> Tensor:
     """The matrix that takes a matrix of Gram matrix `a_NSS` through all steps."""
     q_NSS: Tensor | None = None
     for index, (a, b, c) in enumerate(steps):
-        p_NSS = product(a_NSS, a_NSS, a_NSS, alpha=c, beta=b)
+        p_NSS = torch.baddbmm(a_NSS, a_NSS, a_NSS.mT, beta=b, alpha=c)
         p_NSS.diagonal(dim1=-2, dim2=-1).add_(a)
         if index < len(steps) - 1:
-            # P A is symmetric but for rounding, which mirroring would enlarge; (P A) P^T is in any case.
-            a_NSS = product(torch.bmm(p_NSS, a_NSS), p_NSS)
-        q_NSS = p_NSS if q_NSS is None else product(p_NSS, q_NSS)
+            a_NSS = torch.bmm(torch.bmm(p_NSS, a_NSS), p_NSS.mT)
+        q_NSS = p_NSS if q_NSS is None else torch.bmm(p_NSS, q_NSS.mT)
     assert q_NSS is not None
     return q_NSS

@@ -45,25 +45,24 @@ constexpr bool has_pairs = true;
 constexpr bool has_pairs = false;
 #endif
 
-// c[m][n] (+)= sum_r a[m][r] b[r][n] for m < rows, n < columns (a multiple of `pair`).
-template <bool paired, long rows>
+// c[m][n] (+)= sum_r a[m][r] b[r][n] for m < rows, n < columns (a multiple of `wide` vectors); a `turned` left side is a[r][m].
+template <bool paired, long rows, bool turned = false, long wide = 2>
 void multiply_tile(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long columns, long depth,
                    bool accumulate) {
-    for (long n = 0; n < columns; n += pair) {
-        Floats sums[rows][2];
+    for (long n = 0; n < columns; n += wide * lanes) {
+        Floats sums[rows][wide];
         for (long m = 0; m < rows; m++)
-            for (long j = 0; j < 2; j++) sums[m][j] = accumulate ? load(c + m * ldc + n + j * lanes) : Floats{};
+            for (long j = 0; j < wide; j++) sums[m][j] = accumulate ? load(c + m * ldc + n + j * lanes) : Floats{};
         for (long r = 0; r < depth; r++) {
             const uint32_t* line = b + r * ldb + n;
 #pragma GCC unroll 8
             for (long m = 0; m < rows; m++) {
-                uint32_t left = a[m * lda + r];
-                sums[m][0] = Product<paired>::add(sums[m][0], line, left);
-                sums[m][1] = Product<paired>::add(sums[m][1], line + lanes, left);
+                uint32_t left = turned ? a[r * lda + m] : a[m * lda + r];
+                for (long j = 0; j < wide; j++) sums[m][j] = Product<paired>::add(sums[m][j], line + j * lanes, left);
             }
         }
         for (long m = 0; m < rows; m++)
-            for (long j = 0; j < 2; j++) store(c + m * ldc + n + j * lanes, sums[m][j]);
+            for (long j = 0; j < wide; j++) store(c + m * ldc + n + j * lanes, sums[m][j]);
     }
 }
 
