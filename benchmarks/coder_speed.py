@@ -21,14 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pairs
 
 from fairway.artifact import native_lanes
-from fairway.artifact.coder.rans import Rans
-from fairway.artifact.lanes import spans
+from fairway.artifact.coder.rans import RARE_GRID, Rans, best_grid
 from report import save
 
 OURS = ("fairway", "fairway stream")
 PEERS = ("constriction ANS", "constriction range")
-
-GRID = 14
 
 Coding = tuple[Callable[[], Any], Callable[[Any], np.ndarray], Callable[[Any], int]]
 """An encoder, the decoder of what it returns, and the bytes that this takes."""
@@ -50,14 +47,25 @@ def coding(name: str, places: np.ndarray) -> Coding:
     if name == "fairway stream":
         return lambda: coder.encode(places), lambda coded: coder.decode(coded, len(places)), len
     if name == "fairway":
-        span_S = spans(np.maximum(counts, 1).tolist(), GRID)
+        grid = best_grid(np.maximum(counts, 1).tolist(), counts)
+
+        def encode_both() -> Any:
+            states, words, rare = native_lanes.encode(places, grid.span_S, grid.bits, grid.stand_in)
+            if not len(grid.rare_R):
+                return states, words
+            which = np.searchsorted(grid.rare_R, rare)
+            return states, words, *native_lanes.encode(which, grid.rare_span_R, RARE_GRID)[:2], np.array(len(rare))
 
         def decode(coded: Any) -> np.ndarray:
-            states, words = coded
-            return native_lanes.decode(words, states, len(places), span_S, GRID)
+            states, words, *apart = coded
+            if not apart:
+                return native_lanes.decode(words, states, len(places), grid.span_S, grid.bits)
+            which = native_lanes.decode(apart[1], apart[0], int(apart[2]), grid.rare_span_R, RARE_GRID)
+            rare = grid.rare_R[which]
+            return native_lanes.decode(words, states, len(places), grid.span_S, grid.bits, rare, grid.stand_in)
 
         return (
-            lambda: native_lanes.encode(places, span_S, GRID),
+            encode_both,
             decode,
             lambda coded: sum(part.nbytes for part in coded),
         )

@@ -3,8 +3,9 @@
 Symbol i belongs to lane i mod L. A lane's state x lies in [2^16, 2^32). Decoding takes the place s whose span [c_s,
 c_s + f_s) holds `x mod 2^p`, sets `x = f_s floor(x / 2^p) + x mod 2^p - c_s`, and below 2^16 takes in the next word:
 `x = 2^16 x + word`; lanes take words in their order. Encoding is the inverse from the last symbol to the first, so it
-ends with the states that decoding begins with; decoding ends with every state at 2^16 and no word left. Duda 2009
-(arXiv:0902.0271), Giesen 2014 (arXiv:1402.3392).
+ends with the states that decoding begins with; decoding ends with every state at 2^16 and no word left. Places without
+a span are rare: another one, itself rare, stands for them all, and which ones they were is handed out and in apart.
+Duda 2009 (arXiv:0902.0271), Giesen 2014 (arXiv:1402.3392).
 """
 
 from typing import Any
@@ -16,6 +17,9 @@ from fairway.artifact.parts import Integers, refuse_unless
 FIRST_STATE = 1 << 16
 MOST_LANES = 64
 SYMBOLS_OF_A_LANE = 4096
+NONE = -1
+"""The place that stands for the rare ones where there are none."""
+NO_PLACES = np.zeros(0, np.int32)
 
 Words = np.ndarray[Any, np.dtype[np.uint16]]
 States = np.ndarray[Any, np.dtype[np.uint32]]
@@ -47,10 +51,12 @@ def spans(weights: list[int], bits: int) -> Spans:
     return np.array(shares, np.uint32)
 
 
-def encode(places: Integers, span_S: Spans, bits: int) -> tuple[States, Words]:
-    """The states that decoding begins with, and the words in the order that decoding takes them."""
+def encode(places: Integers, span_S: Spans, bits: int, stand_in: int = NONE) -> tuple[States, Words, Integers]:
+    """The states that decoding begins with, the words in the order that decoding takes them, and the rare places."""
     lanes = lane_count(len(places))
     frequency, start = span_S.astype(np.uint64), _starts(span_S).astype(np.uint64)
+    odd = (span_S[places] == 0) | (places == stand_in)
+    rare, places = places[odd].astype(np.int32), np.where(odd, stand_in, places)
     state = np.full(lanes, FIRST_STATE, np.uint64)
     found: list[Words] = []
     for first in range((max(1, len(places)) - 1) // lanes * lanes, -1, -lanes):
@@ -60,11 +66,13 @@ def encode(places: Integers, span_S: Spans, bits: int) -> tuple[States, Words]:
         found.append((x[full] & np.uint64(0xFFFF)).astype(np.uint16))
         x = np.where(full, x >> np.uint64(16), x)
         state[: len(place)] = (x // f << np.uint64(bits)) + x % f + start[place]
-    return state.astype(np.uint32), np.concatenate(found[::-1]) if found else np.zeros(0, np.uint16)
+    return state.astype(np.uint32), np.concatenate(found[::-1]) if found else np.zeros(0, np.uint16), rare
 
 
-def decode(words: Words, state: States, count: int, span_S: Spans, bits: int) -> Integers:
-    """The places that were encoded; raises `ArtifactError` where words and states do not fit `count` symbols."""
+def decode(
+    words: Words, state: States, count: int, span_S: Spans, bits: int, rare: Integers = NO_PLACES, stand_in: int = NONE
+) -> Integers:
+    """The places that were encoded; raises `ArtifactError` where words, states and rare places do not fit `count`."""
     lanes = len(state)
     frequency, start = span_S.astype(np.uint64), _starts(span_S).astype(np.uint64)
     holder = np.repeat(np.arange(len(span_S), dtype=np.int32), span_S)
@@ -82,6 +90,9 @@ def decode(words: Words, state: States, count: int, span_S: Spans, bits: int) ->
         taken += len(short)
         x[: count - first] = active
     refuse_unless(taken == len(words) and bool((x == FIRST_STATE).all()), NOT_ITS_OWN)
+    odd = places == stand_in
+    refuse_unless(int(odd.sum()) == len(rare), NOT_ITS_OWN)
+    places[odd] = rare
     return places
 
 

@@ -126,11 +126,36 @@ long decode(const Coding& coding, const uint16_t* words, long available, uint32_
     return one_by_one(coding, words, available, state, places, from, count, lane_count, taken);
 }
 
+// Puts rare places, in their order, where the one that stands for them is found; returns how many, or -1 where they run out.
+long put_rare(int32_t* places, long count, const int32_t* rare, long rare_count, int32_t stand_in) {
+    long used = 0;
+    constexpr long block = 64;
+    for (long start = 0; start < count; start += block) {
+        long end = start + block < count ? start + block : count;
+        int found = 0;
+        for (long i = start; i < end; i++) found |= places[i] == stand_in;
+        for (long i = start; i < end && found; i++) {
+            if (places[i] != stand_in) continue;
+            if (used == rare_count) return -1;
+            places[i] = rare[used++];
+        }
+    }
+    return used;
+}
+
+// Rare places share the entry of the one that stands for them, and are handed out from the last to the first. No entry is 0,
+// which says that there are none.
+struct Rare {
+    uint32_t entry;
+    int32_t* to;
+};
+
 // Symbols [from, count) from the last to the first, one lane after another; returns where the words now begin.
-uint16_t* encode_one_by_one(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long from,
-                            long count, long lane_count, int bits) {
+uint16_t* encode_one_by_one(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, Rare& rare,
+                            long from, long count, long lane_count, int bits) {
     for (long i = count - 1; i >= from; i--) {
         uint32_t x = state[i % lane_count], e = entry[places[i]], f = e >> 16;
+        if (e == rare.entry) *--rare.to = places[i];
         if (x >> (32 - bits) >= f) {
             *--to = (uint16_t)x;
             x >>= 16;
@@ -158,9 +183,16 @@ inline Floats reciprocal_of(Words span) {
     return r * (2.0f - f * r) * (1.0f - 0x1p-21f);
 }
 
+// Apart from the loop, whose registers it would take.
+__attribute__((noinline)) void hand_out(Rare& rare, __mmask16 odd, __m512i places) {
+    int count = __builtin_popcount(odd);
+    rare.to -= count;
+    _mm512_mask_storeu_epi32(rare.to, (__mmask16)((1u << count) - 1), _mm512_maskz_compress_epi32(odd, places));
+}
+
 // Whole rounds of symbols, sixteen lanes in one register. Sixteen words in front of `to` may be overwritten at any time.
-template <int registers, bool few>
-uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long rounds,
+template <int registers, bool few, bool some_rare>
+uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, Rare& rare, long rounds,
                           int bits) {
     const Words counting = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     alignas(64) float inverse[few_symbols];
@@ -168,6 +200,7 @@ uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t
     store(inverse, reciprocal_of((Words)entries.low >> 16));
     store(inverse + 16, reciprocal_of((Words)entries.high >> 16));
     Lookup<few> inverses(inverse);
+    const __m512i stand_in = _mm512_set1_epi32((int)rare.entry);
     Words x[registers];
     std::memcpy(x, state, sizeof x);
     for (long i = 16 * registers * (rounds - 1); i >= 0; i -= 16 * registers) {
@@ -176,6 +209,10 @@ uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t
             Words place, rest;
             std::memcpy(&place, places + i + 16 * j, sizeof place);
             Words e = entries[place], f = e >> 16;
+            if (some_rare) {
+                __mmask16 odd = _mm512_cmpeq_epi32_mask((__m512i)e, stand_in);
+                if (__builtin_expect(odd, 0)) hand_out(rare, odd, (__m512i)place);
+            }
             __mmask16 full = _mm512_cmpge_epu32_mask((__m512i)(x[j] >> (32 - bits)), (__m512i)f);
             uint32_t written = (uint32_t)__builtin_popcount(full);
             __m512i out = _mm512_maskz_compress_epi32(full, (__m512i)x[j]);
@@ -191,45 +228,55 @@ uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t
     return to;
 }
 
-template <bool few>
-uint16_t* encode_rounds(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, long rounds,
+template <bool few, bool some_rare>
+uint16_t* encode_rounds(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, Rare& rare, long rounds,
                         long lane_count, int bits) {
-    if (lane_count == 64) return encode_together<4, few>(entry, places, state, to, rounds, bits);
-    if (lane_count == 32) return encode_together<2, few>(entry, places, state, to, rounds, bits);
-    return encode_together<1, few>(entry, places, state, to, rounds, bits);
+    if (lane_count == 64) return encode_together<4, few, some_rare>(entry, places, state, to, rare, rounds, bits);
+    if (lane_count == 32) return encode_together<2, few, some_rare>(entry, places, state, to, rare, rounds, bits);
+    return encode_together<1, few, some_rare>(entry, places, state, to, rare, rounds, bits);
 }
 #endif
 
 uint16_t* encode(const uint32_t* entry, [[maybe_unused]] long symbols, const int32_t* places, uint32_t* state, uint16_t* to,
-                 long count, long lane_count, int bits) {
+                 Rare& rare, long count, long lane_count, int bits) {
 #if defined(__AVX512F__)
     long rounds = count / lane_count;
     if (lane_count >= 16 && lane_count <= 64) {
-        to = encode_one_by_one(entry, places, state, to, rounds * lane_count, count, lane_count, bits);
+        to = encode_one_by_one(entry, places, state, to, rare, rounds * lane_count, count, lane_count, bits);
         bool few = symbols <= few_symbols;
-        return (few ? encode_rounds<true> : encode_rounds<false>)(entry, places, state, to, rounds, lane_count, bits);
+        auto* run = few ? (rare.entry ? encode_rounds<true, true> : encode_rounds<true, false>)
+                        : (rare.entry ? encode_rounds<false, true> : encode_rounds<false, false>);
+        return run(entry, places, state, to, rare, rounds, lane_count, bits);
     }
 #endif
-    return encode_one_by_one(entry, places, state, to, 0, count, lane_count, bits);
+    return encode_one_by_one(entry, places, state, to, rare, 0, count, lane_count, bits);
 }
 
 }  // namespace
 
-// words: room for sixteen more than `count`, filled from the end; `used` receives how many. state: `lane_count` times 2^16.
+// words: room for sixteen more than `count`, filled from the end; `used` receives how many, and how many places were rare.
+// state: `lane_count` times 2^16. Places without a span are rare, and so is `stand_in`, if not negative, whose span is theirs
+// together; rare: room for `count`, filled from the end.
 FAIRWAY_EXPORT(rans_encode)
-(const int32_t* places, const uint32_t* span, uint32_t* state, uint16_t* words, long* used, long count, long lane_count,
- long symbols, int bits) {
+(const int32_t* places, const uint32_t* span, uint32_t* state, uint16_t* words, int32_t* rare, long* used, long count,
+ long lane_count, long symbols, long stand_in, int bits) {
     Scratch<uint32_t> entry(symbols);
     for (long s = 0, start = 0; s < symbols; start += span[s++]) entry[s] = span[s] << 16 | (uint32_t)start;
+    for (long s = 0; s < symbols && stand_in >= 0; s++)
+        if (!span[s]) entry[s] = entry[stand_in];
     uint16_t* end = words + 16 + count;
-    *used = end - encode(entry.data(), symbols, places, state, end, count, lane_count, bits);
+    Rare found{stand_in < 0 ? 0 : entry[stand_in], rare + count};
+    used[0] = end - encode(entry.data(), symbols, places, state, end, found, count, lane_count, bits);
+    used[1] = rare + count - found.to;
 }
 
-// `taken` receives the words used, or -1 where there are too few; `state` is overwritten by the last states.
+// `taken` receives the words used, or -1 where there are too few, and the rare places put where `stand_in` was found, or -1
+// where there are too few; `state` is overwritten by the last states.
 FAIRWAY_EXPORT(rans_decode)
-(const uint16_t* words, const uint32_t* span, uint32_t* state, int32_t* places, long* taken, long count, long lane_count,
- long symbols, long available, int bits) {
-    *taken = decode(Coding(span, symbols, bits), words, available, state, places, count, lane_count);
+(const uint16_t* words, const uint32_t* span, uint32_t* state, int32_t* places, const int32_t* rare, long* taken, long count,
+ long lane_count, long symbols, long available, long rare_count, long stand_in, int bits) {
+    taken[0] = decode(Coding(span, symbols, bits), words, available, state, places, count, lane_count);
+    taken[1] = stand_in < 0 ? 0 : put_rare(places, count, rare, rare_count, (int32_t)stand_in);
 }
 
 // How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it. Four

@@ -1,13 +1,17 @@
 """Interleaved asymmetric numeral systems: many coders side by side, decoded together by wide instructions.
 
 The state machine and the split into lanes stand in `fairway.artifact.lanes`; the frequencies come from a short table in
-front, brought to a grid of 2^12 to 2^15. Duda 2009 (arXiv:0902.0271); interleaving: Giesen 2014.
+front, brought to a grid of 2^12 to 2^15. Symbols that are too rare for a place on the grid share one, and which of them
+was meant follows in a stream of its own. Duda 2009 (arXiv:0902.0271); interleaving: Giesen 2014. Shape key: S symbols,
+R rare symbols.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from fairway.artifact import native_lanes
-from fairway.artifact.lanes import FIRST_STATE, lane_count, spans
+from fairway.artifact.lanes import FIRST_STATE, NO_PLACES, NONE, Spans, States, Words, lane_count, spans
 from fairway.artifact.parts import Coder, CoderConfig, Integers, refuse_unless
 from fairway.artifact.table import Histogram, Table, fit_table, joined, low_bytes, read_table, split
 from fairway.core.config import Source
@@ -16,6 +20,9 @@ SOURCE = Source("Giesen", 2014, "arXiv:1402.3392")
 
 GRIDS = {12: 0.0, 13: 0.0001, 14: 0.0003, 15: 0.0008}
 """Bits of a grid, and the bits that a symbol loses because a state of 32 bits has so few above it."""
+RARE_GRID = 14
+_SHARED = 0x80
+"""Set in a stream's first byte where rare symbols share a place."""
 _BITS_OF_A_LANE = 24
 
 
@@ -38,9 +45,9 @@ class Rans(Coder):
         places, low = split(symbols, table)
         coded = b""
         if len(table.symbols) > 1:
-            bits = _grid(table, histogram)
-            states, words = native_lanes.encode(places, spans(table.weights(), bits), bits)
-            coded = bytes((bits,)) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+            grid = best_grid(table.weights(), histogram.shifted(table.shift).counts)
+            states, words, rare = native_lanes.encode(places, grid.span_S, grid.bits, grid.stand_in)
+            coded = _head(grid, rare) + _stream(states, words)
         return table.serialise() + coded + low
 
     def decode(self, data: bytes, count: int) -> Integers:
@@ -56,21 +63,95 @@ class Rans(Coder):
         return joined(places, data[stop:], table) if count else places
 
 
-def _grid(table: Table, histogram: Histogram) -> int:
-    """Bits of the grid with the shortest stream: a finer one fits the frequencies better but wastes more of a state."""
-    counts = histogram.shifted(table.shift).counts
-    fit = [bits for bits in GRIDS if len(table.symbols) <= 1 << (bits - 1)]
-    lost = {bits: float(counts @ (bits - np.log2(spans(table.weights(), bits)) + GRIDS[bits])) for bits in fit}
-    return min(lost, key=lambda bits: lost[bits])
+@dataclass(frozen=True)
+class Grid:
+    """What each symbol has of `2^bits` numbers; where some are rare, the first of these has what they share."""
+
+    bits: int
+    span_S: Spans
+    rare_R: Integers
+    """Places of the symbols that share, rising; none or at least two."""
+    rare_span_R: Spans
+
+    @property
+    def stand_in(self) -> int:
+        """The place that stands for the rare ones."""
+        return int(self.rare_R[0]) if len(self.rare_R) else NONE
+
+
+def grid_of(weights: list[int], bits: int, *, share: bool) -> Grid | None:
+    """The grid of these weights; None where they do not fit, or less than two symbols would share."""
+    whole = sum(weights)
+    rare = [place for place, weight in enumerate(weights) if weight << bits < whole] if share else []
+    shown = list(weights)
+    for place in rare:
+        shown[place] = 0
+    if rare:
+        shown[rare[0]] = sum(weights[place] for place in rare)
+    kept = np.flatnonzero(np.array([weight > 0 for weight in shown]))
+    if len(kept) > 1 << (bits - 1) or (share and (len(rare) < 2 or len(kept) < 2)):
+        return None
+    span_S = np.zeros(len(weights), np.uint32)
+    span_S[kept] = spans([shown[place] for place in kept.tolist()], bits)
+    rare_span_R = spans([weights[place] for place in rare], RARE_GRID) if rare else np.zeros(0, np.uint32)
+    return Grid(bits, span_S, np.array(rare, np.int32), rare_span_R)
+
+
+def best_grid(weights: list[int], counts: Integers) -> Grid:
+    """The grid with the shortest stream: a finer one fits the frequencies better but wastes more of a state."""
+    grids = (grid_of(weights, bits, share=share) for share in (False, True) for bits in GRIDS)
+    return min((grid for grid in grids if grid is not None), key=lambda grid: _cost(grid, counts))
+
+
+def _cost(grid: Grid, counts: Integers) -> float:
+    span_S = grid.span_S.copy()
+    span_S[grid.rare_R] = grid.span_S[grid.stand_in] if len(grid.rare_R) else 0
+    coded = float(counts @ (grid.bits - np.log2(span_S) + GRIDS[grid.bits]))
+    if not len(grid.rare_R):
+        return coded
+    count_R = counts[grid.rare_R]
+    which = float(count_R @ (RARE_GRID - np.log2(grid.rare_span_R) + GRIDS[RARE_GRID]))
+    return coded + which + 64 + 32 * lane_count(int(count_R.sum()))
+
+
+def _stream(states: States, words: Words) -> bytes:
+    return states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+
+
+def _head(grid: Grid, rare: Integers) -> bytes:
+    """The bits of the grid, and where symbols share: how many these are, the words of their stream, and the stream."""
+    if not len(grid.rare_R):
+        return bytes((grid.bits,))
+    states, words, _ = native_lanes.encode(np.searchsorted(grid.rare_R, rare), grid.rare_span_R, RARE_GRID)
+    sizes = len(rare).to_bytes(4, "little") + len(words).to_bytes(4, "little")
+    return bytes((grid.bits | _SHARED,)) + sizes + _stream(states, words)
 
 
 def _decoded(coded: bytes, table: Table, count: int) -> Integers:
+    refuse_unless(len(coded) > 0, "A coded stream is not made of whole words.")
+    bits, share = coded[0] & ~_SHARED, bool(coded[0] & _SHARED)
+    grid = grid_of(table.weights(), bits, share=share) if bits in GRIDS else None
+    refuse_unless(grid is not None, f"A coded stream has a grid of {bits} bits, which its table does not allow.")
+    assert grid is not None
+    rare, start = _rare(coded, grid, count) if share else (NO_PLACES, 1)
+    states, words = _parted(coded[start:], count)
+    return native_lanes.decode(words, states, count, grid.span_S, bits, rare, grid.stand_in)
+
+
+def _rare(coded: bytes, grid: Grid, count: int) -> tuple[Integers, int]:
+    """The rare places, and where their stream ends."""
+    number, size = int.from_bytes(coded[1:5], "little"), int.from_bytes(coded[5:9], "little")
+    refuse_unless(number <= count, "A coded stream holds more rare symbols than symbols.")
+    stop = 9 + 4 * lane_count(number) + 2 * size
+    refuse_unless(stop <= len(coded), "A coded stream ends within its rare symbols.")
+    states, words = _parted(coded[9:stop], number)
+    return grid.rare_R[native_lanes.decode(words, states, number, grid.rare_span_R, RARE_GRID)], stop
+
+
+def _parted(stream: bytes, count: int) -> tuple[States, Words]:
+    """The states and words of a stream."""
     lanes = lane_count(count)
-    refuse_unless(len(coded) >= 1 + 4 * lanes and len(coded) % 2 == 1, "A coded stream is not made of whole words.")
-    bits = coded[0]
-    fits = bits in GRIDS and len(table.symbols) <= 1 << (bits - 1)
-    refuse_unless(fits, f"A coded stream has a grid of {bits} bits, which its table does not allow.")
-    states = np.frombuffer(coded[1 : 1 + 4 * lanes], "<u4").astype(np.uint32)
-    words = np.frombuffer(coded[1 + 4 * lanes :], "<u2").astype(np.uint16)
+    refuse_unless(len(stream) >= 4 * lanes and len(stream) % 2 == 0, "A coded stream is not made of whole words.")
+    states = np.frombuffer(stream[: 4 * lanes], "<u4").astype(np.uint32)
     refuse_unless(bool((states >= FIRST_STATE).all()), "A coded stream begins in a state that no encoder leaves.")
-    return native_lanes.decode(words, states, count, spans(table.weights(), bits), bits)
+    return states, np.frombuffer(stream[4 * lanes :], "<u2").astype(np.uint16)

@@ -2,7 +2,7 @@
 
 Blocks of 16 rows are computed side by side, tile by tile of 32 columns, four tiles together with as many steps for each
 as pay: what a row holds beyond these stands in a list behind the tiles. Where up to 31 weights are shared, an entry of
-a tile takes 16 bits, else 48; two tiles' entries stand in turn. Everything is float32. See `naive.py` for the definition.
+a tile takes 16 bits, else 48; two tiles' entries stand in turn. All is float32. See `naive.py` for the definition.
 Shape key: N entries, C codes, I inputs.
 """
 
