@@ -8,20 +8,22 @@ files of `fla` alone, because importing the package asks for Triton.
 
 import importlib.util
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
 from fairway.model.mixer import delta as delta_mixer
 from fairway.model.mixer import gla as gla_mixer
 from fairway.model.mixer import retnet as retnet_mixer
 from fairway.model.parts import Mixer
+from laws.fla import naive
 
 PEERS = {
     "mamba": ("transformers", "mambapy"),
@@ -72,14 +74,14 @@ def use_naive_op(kind: str) -> None:
 
     def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *_: Any) -> tuple[Tensor, Any]:
         scaled = q * q.shape[-1] ** 0.5
-        return _naive("gla").naive_recurrent_gla(scaled, k, v, log_decay, output_final_state=True)
+        return naive("gla").naive_recurrent_gla(scaled, k, v, log_decay, output_final_state=True)
 
     def retention(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Any]:
         scaled, k, v = (x.transpose(1, 2) for x in (q * q.shape[-1] ** 0.5, k, v))
-        return _naive("retention").naive_retention(scaled, k, v).transpose(1, 2), None
+        return naive("retention").naive_retention(scaled, k, v).transpose(1, 2), None
 
     def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, *_: Any) -> tuple[Tensor, Any]:
-        rule = _naive("gated_delta_rule").naive_chunk_gated_delta_rule
+        rule = naive("gated_delta_rule").naive_chunk_gated_delta_rule
         return rule(q, k, v, log_decay, beta, scale=1.0, output_final_state=True)
 
     module, name, op = {
@@ -88,20 +90,6 @@ def use_naive_op(kind: str) -> None:
         "gated_delta": (delta_mixer, "delta", delta),
     }[kind]
     setattr(module, name, op)
-
-
-@cache
-def _naive(op: str) -> ModuleType:
-    package = importlib.util.find_spec("fla")
-    assert package is not None
-    assert package.origin is not None
-    path = Path(package.origin).parent / "ops" / op / "naive.py"
-    spec = importlib.util.spec_from_file_location(f"fla_naive_{op}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def installed(kind: str) -> list[str]:
