@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from kernel_cases import Case, Function, drawn
-from peers.sequence_layers import naive, qwen_rule
+from peers.sequence_layers import qwen_rule
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +27,7 @@ from fairway.ops.selective_scan import naive as selective_scan_naive
 from fairway.ops.ssd import native as ssd
 from fairway.ops.wkv4 import fastest as wkv4
 from fairway.ops.wkv4 import naive as wkv4_naive
+from laws.fla import naive
 
 TOKENS, HEADS, WIDTH = 2_048, 4, 64
 CHANNELS, STATE = 512, 16

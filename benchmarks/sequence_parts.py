@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from peers.sequence_layers import mambapy_block, peer
 
@@ -29,6 +28,7 @@ from fairway.core.device import keep_freed_memory, route_float32_products
 from fairway.core.seed import generator
 from fairway.model.parts import NO_CONTEXT, Mixer, Site, State, initialise
 from fairway.train.recomputation import in_pieces
+from laws.live_memory import Memory
 
 WIDTH = 256
 SLOT = Slot("fairway.model.mixer", "attention", pattern=True)
@@ -139,33 +139,9 @@ def peaks(kind: str, contexts: list[int], pieces: list[int | None]) -> list[dict
 def _peak(mixer: Mixer, context: int, piece: int | None) -> float:
     mixer.zero_grad()
     x, gradient = torch.zeros(1, context, WIDTH, requires_grad=True), torch.zeros(1, context, WIDTH)
-    with Live() as live:
+    with Memory(given=True) as live:
         _by_pieces(mixer, x, piece).backward(gradient)
     return float(live.peak)
-
-
-class Live(TorchDispatchMode):
-    """The most bytes of tensors alive at a time, of those made or looked at inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [*args, *(kwargs or {}).values(), *(result if isinstance(result, (tuple, list)) else [result])]
-        for storage in [tensor.untyped_storage() for tensor in given if isinstance(tensor, Tensor)]:
-            if storage.data_ptr() not in self.seen:
-                self.seen.add(storage.data_ptr())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.data_ptr(), storage.nbytes())
-        return result
-
-    def _freed(self, address: int, size: int) -> None:
-        self.seen.discard(address)
-        self.now -= size
 
 
 def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:

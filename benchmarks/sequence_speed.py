@@ -48,8 +48,8 @@ PATIENCE = 20.0
 """Seconds after which a contender is given no more turns."""
 FAR_BEHIND = 20.0
 """A peer so many times slower than native at a context is not asked about longer ones."""
-PIECES = {"ttt_mlp": 64}
-"""Tokens of a piece in `memory`, where not 256: what the mixer keeps of 256 tokens is many times their input."""
+PIECES = dict.fromkeys(("mamba", "mamba2", "retnet", "ttt_mlp"), 64)
+"""Tokens of a piece in `memory`, where not 256: what these mixers keep of a token is most."""
 KEYS = ("context", "mixer", "by", "pieces of")
 """What tells the rows of a table apart."""
 

@@ -8,20 +8,22 @@ files of `fla` alone, because importing the package asks for Triton.
 
 import importlib.util
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
 from fairway.model.mixer import delta as delta_mixer
 from fairway.model.mixer import gla as gla_mixer
 from fairway.model.mixer import retnet as retnet_mixer
 from fairway.model.parts import Mixer
+from laws.fla import naive
 
 PEERS = {
     "mamba": ("transformers", "mambapy"),
@@ -93,21 +95,6 @@ def use_naive_op(kind: str) -> None:
         "gated_delta": (delta_mixer, "delta", delta),
     }[kind]
     setattr(module, name, op)
-
-
-@cache
-def naive(op: str) -> ModuleType:
-    """flash-linear-attention's naive functions of an op."""
-    package = importlib.util.find_spec("fla")
-    assert package is not None
-    assert package.origin is not None
-    path = Path(package.origin).parent / "ops" / op / "naive.py"
-    spec = importlib.util.spec_from_file_location(f"fla_naive_{op}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def installed(kind: str) -> list[str]:

@@ -8,18 +8,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Memory(TorchDispatchMode):
-    """Bytes of tensors alive that were made or returned inside, now and at most."""
+    """Bytes of tensors alive, now and at most, that were made or returned inside; if `given`, also those read there."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, given: bool = False) -> None:
         super().__init__()
+        self.given = given
         self.now, self.peak = 0, 0
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.seen:
-                storage = tensor.untyped_storage()
+        read = [*args, *(kwargs or {}).values()] if self.given else []
+        for one in [*read, *(result if isinstance(result, (tuple, list)) else [result])]:
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in self.seen:
+                storage = one.untyped_storage()
                 self.seen.add(storage.data_ptr())
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)

@@ -1,13 +1,9 @@
 """Recurrences against flash-linear-attention's naive functions: outputs, final states and every gradient.
 
-The functions are read from their files alone, because importing the package asks for Triton. They scale queries by
-1 / sqrt(K), ours take them as they come, and they compute in float32. Shape key: B batch, T time, H heads, K key
-width, V value width.
+They scale queries by 1 / sqrt(K), ours take them as they come, and they compute in float32.
+Shape key: B batch, T time, H heads, K key width, V value width.
 """
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,23 +15,12 @@ from fairway.core.seed import generator
 from fairway.ops.delta.naive import delta
 from fairway.ops.gla.naive import gla
 from fairway.ops.retention.naive import retention
+from laws.fla import PACKAGE, naive
 
 BATCH, TIME, HEADS, KEY, VALUE = 2, 19, 3, 8, 5
 SCALE = KEY**0.5
-PACKAGE = importlib.util.find_spec("fla")
 
 pytestmark = pytest.mark.skipif(PACKAGE is None, reason="fla-core is not installed")
-
-
-def theirs(op: str) -> ModuleType:
-    assert PACKAGE is not None
-    assert PACKAGE.origin is not None
-    spec = importlib.util.spec_from_file_location(f"fla_{op}", Path(PACKAGE.origin).parent / "ops" / op / "naive.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def draw(name: str, *shape: int) -> Tensor:
@@ -54,30 +39,30 @@ def inputs() -> dict[str, Tensor]:
     }
 
 
-def ours_and_theirs(name: str, x: dict[str, Tensor]) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
+def ours_and_naive(name: str, x: dict[str, Tensor]) -> tuple[tuple[Tensor, Any], tuple[Tensor, Any]]:
     q, k, v, beta, decay, decay_BTH = x.values()
     y_q = q * SCALE
     match name:
         case "gla":
-            found = theirs("gla").naive_recurrent_gla(y_q, k, v, decay, output_final_state=True)
+            found = naive("gla").naive_recurrent_gla(y_q, k, v, decay, output_final_state=True)
             return gla(q, k, v, decay), found
         case "gla, one decay for a head":
             wide = decay_BTH[..., None].expand_as(k)
-            found = theirs("simple_gla").naive_recurrent_simple_gla(y_q, k, v, decay_BTH)
+            found = naive("simple_gla").naive_recurrent_simple_gla(y_q, k, v, decay_BTH)
             return gla(q, k, v, wide), found
         case "retention":
             log_decay_H = torch.log1p(-torch.exp2(-5.0 - torch.arange(HEADS, dtype=torch.float64)))
-            found = theirs("retention").naive_retention(*(one.transpose(1, 2) for one in (y_q, k, v)))
+            found = naive("retention").naive_retention(*(one.transpose(1, 2) for one in (y_q, k, v)))
             return (retention(q, k, v, log_decay_H)[0], None), (found.transpose(1, 2), None)
         case "delta":
-            y, state = theirs("delta_rule").delta_rule_recurrence(*(one.transpose(1, 2) for one in (y_q, k, v, beta)))
+            y, state = naive("delta_rule").delta_rule_recurrence(*(one.transpose(1, 2) for one in (y_q, k, v, beta)))
             return delta(q, k, v, beta), (y.transpose(1, 2), state)
         case "gated delta":
-            rule = theirs("gated_delta_rule").naive_recurrent_gated_delta_rule
+            rule = naive("gated_delta_rule").naive_recurrent_gated_delta_rule
             found = rule(q, k, v, beta, decay_BTH, scale=1.0, output_final_state=True)
             return delta(q, k, v, beta, decay_BTH), found
         case _:
-            rule = theirs("gated_delta_rule").naive_chunk_gated_delta_rule
+            rule = naive("gated_delta_rule").naive_chunk_gated_delta_rule
             found = rule(q, k, v, decay_BTH, beta, chunk_size=8, scale=1.0, output_final_state=True)
             return delta(q, k, v, beta, decay_BTH), found
 
@@ -86,11 +71,11 @@ NAMES = ("gla", "gla, one decay for a head", "retention", "delta", "gated delta"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_states_and_gradients_are_theirs(name: str) -> None:
+def test_outputs_states_and_gradients_are_naive(name: str) -> None:
     results = []
     for side in (0, 1):
         x = {key: value.requires_grad_() for key, value in inputs().items()}
-        y, state = ours_and_theirs(name, x)[side]
+        y, state = ours_and_naive(name, x)[side]
         loss = (y.double() * draw("weight", VALUE)).sum()
         if state is not None:
             loss = loss + (state.double() * draw("state weight", VALUE)[:, :KEY].transpose(1, 2)).sum()

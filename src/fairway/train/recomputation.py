@@ -6,10 +6,10 @@ same kernels: random numbers and autocast are restored before anything runs agai
 Shape key: B batch, T time, D width.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -171,37 +171,104 @@ def in_pieces(
     Where states outweigh the inputs of their pieces, stretches of pieces are computed again first, to find theirs.
     """
     pieces = -(-x_BTD.shape[1] // length)
-    together = pieces_together(pieces, x_BTD.shape[0] * part.state_bytes(length), x_BTD[:, :length].nbytes)
-    if together == pieces:
-        return _one_by_one(part, length, context, x_BTD, *(state or ()))
-    stretches = x_BTD.split(together * length, 1)
+    plan = stretches(pieces, x_BTD.shape[0] * part.state_bytes(length), x_BTD[:, :length].nbytes)
+    y_BTD, *after = _again_by(part, [length * size for size in plan], context, x_BTD, *(state or ()))
+    return y_BTD, tuple(after)
+
+
+def stretches(pieces: int, state: int, inputs: int) -> list[int]:
+    """Pieces in a stretch, outermost first and then inside each of these, down to single pieces.
+
+    As few levels, of three, as keep states of at most half the bytes of all inputs; if none does, the fewest states.
+    `state` and `inputs` are the bytes of a state and of a piece's inputs.
+    """
+    plans: list[list[int]] = []
+    for levels in (1, 2, 3):
+        size = 1
+        while size**levels < pieces:
+            size += 1
+        plans.append([size**level for level in reversed(range(levels))])
+    light = [plan for plan in plans if 2 * state * sum(states_kept(pieces, plan)) <= pieces * inputs]
+    return light[0] if light else min(plans, key=lambda plan: sum(states_kept(pieces, plan)))
+
+
+def states_kept(pieces: int, plan: list[int]) -> list[int]:
+    """The states that are kept at a time between the stretches of each level."""
+    around = (pieces, *plan)
+    return [-(-min(outer, pieces) // size) - 1 if outer > size else 0 for outer, size in pairwise(around)]
+
+
+def _again_by(part: Any, lengths: list[int], context: Context, x_BTD: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    """The output, and after it the tensors of the last state."""
     outputs = []
-    for stretch_BTD, here in zip(stretches, context.pieces(together * length, len(stretches)), strict=True):
-        y_BTD, state = _checkpoint(partial(_one_by_one, part, length, here), stretch_BTD, *(state or ()))
-        outputs.append(y_BTD)
-    assert state is not None
-    return torch.cat(outputs, 1), state
-
-
-def pieces_together(pieces: int, state: int, inputs: int) -> int:
-    """Pieces in a stretch, given the bytes of a state and of a piece's inputs: all where states are small, else about
-    the square root, so that the states between stretches and those inside one are fewest together."""
-    return pieces if 2 * state <= inputs else math.isqrt(pieces - 1) + 1
-
-
-def _one_by_one(part: Any, length: int, context: Context, x_BTD: Tensor, *state: Tensor) -> tuple[Tensor, State]:
-    parts = x_BTD.split(length, 1)
-    outputs = []
-    for piece_BTD, here in zip(parts, context.pieces(length, len(parts)), strict=True):
+    for piece_BTD, here in _cut(x_BTD, context, lengths[0]):
+        run = partial(_again_by, part, lengths[1:], here) if lengths[1:] else partial(_piece, part, here)
         # tensors are handed over one by one: those inside a tuple a checkpoint around this one would keep
-        y_BTD, state, *aux = _checkpoint(partial(_piece, part, here), piece_BTD, *state)
-        assert all(values == NO_AUX for values in aux), f"{part} must say that it needs whole sequences"
+        y_BTD, *after = _checkpoint(run, piece_BTD, *state)
         outputs.append(y_BTD)
-    return torch.cat(outputs, 1), state
+        state = tuple(after)
+    return torch.cat(outputs, 1), *state
 
 
-def _piece(part: Any, context: Context, x_BTD: Tensor, *state: Tensor) -> Any:
-    return part(x_BTD, state or None, context)
+def _cut(x_BTD: Tensor, context: Context, length: int) -> Iterator[tuple[Tensor, Context]]:
+    """`x_BTD.split(length, 1)`, each with its context. Gradients are written into one tensor as they come.
+
+    Cuts are made one by one between their uses, so that autograd, which runs what is younger first, comes back to each
+    before the pieces in front of it, and no gradients wait to be joined.
+    """
+    joint: list[Tensor] = []
+    start = 0
+    *all_but_last, last = context.pieces(length, max(1, -(-x_BTD.shape[1] // length)))
+    for here in all_but_last:
+        piece_BTD, x_BTD = _First.apply(x_BTD, length, start, joint)
+        yield piece_BTD, here
+        start += length
+    yield x_BTD, last
+
+
+class _First(torch.autograd.Function):
+    """The first `length` tokens of those behind `start`, and the rest.
+
+    Gradients come from the end: that of the rest lies already at the end of the tensor in `joint`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTD: Tensor, length: int, start: int, joint: list[Tensor]) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.length, ctx.start, ctx.joint = x_BTD.shape, length, start, joint
+        return x_BTD[:, :length], x_BTD[:, length:]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        assert not torch.is_grad_enabled(), "gradients of pieces cannot be differentiated again"
+        first_BTD, rest_BTD = grad_outputs
+        given = [gradient for gradient in grad_outputs if gradient is not None]
+        if not given:
+            return None, None, None, None
+        (batch, tokens, width), start = ctx.shape, ctx.start
+        if not ctx.joint:
+            ctx.joint.append(given[0].new_empty(batch, start + tokens, width))
+        joint_BTD = ctx.joint[0]
+        _write(joint_BTD[:, start : start + ctx.length], first_BTD)
+        _write(joint_BTD[:, start + ctx.length :], rest_BTD)
+        if start:
+            return joint_BTD[:, start:], None, None, None
+        ctx.joint.clear()
+        return joint_BTD, None, None, None
+
+
+def _write(place: Tensor, values: Tensor | None) -> None:
+    """Writes values, or zeros where there are none, unless they lie there already."""
+    if values is None:
+        place.zero_()
+    elif values.data_ptr() != place.data_ptr():
+        place.copy_(values)
+
+
+def _piece(part: Any, context: Context, x_BTD: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    y_BTD, after, *aux = part(x_BTD, state or None, context)
+    assert all(values == NO_AUX for values in aux), f"{part} must say that it needs whole sequences"
+    return y_BTD, *after
 
 
 def may_be_cut(block: Stateful, length: int, tokens: int) -> bool:

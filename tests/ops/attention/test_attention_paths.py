@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fairway.core import native
 from fairway.core.seed import generator
 from fairway.ops.attention import blocked, fastest, fused, naive
 from laws.levels import EVERY_LEVEL, at_level
@@ -79,6 +80,20 @@ def test_every_level_gives_what_the_definition_gives(
             seen = gradients(fastest.attend, q, k, v, up, visible, cap)
             wanted = gradients(naive.attend, q.double(), k.double(), v.double(), up.double(), visible, cap)
             assert max(map(relative, seen, wanted)) < error
+
+
+@pytest.mark.parametrize("level", [None, native.level() or "portable"])
+def test_sixteen_thousand_keys_neither_overflow_nor_drift(level: str | None) -> None:
+    tokens, asked = 16_384, 8
+    q, k, v, up, _ = drawn((1, 1, 1, tokens, tokens, 8), torch.float64)
+    up[:, :, :-asked] = 0.0
+    wanted = gradients(naive.attend, q[:, :, -asked:], k, v, up[:, :, -asked:], None, None)
+    with at_level(level):
+        y, by_q, by_k, by_v = gradients(fastest.attend, *(x.float() for x in (q, k, v, up)), None, None)
+    seen = [y[:, :, -asked:], by_q[:, :, -asked:], by_k, by_v]
+    assert max(map(relative, seen, wanted)) < 1e-5
+    assert y.isfinite().all()
+    assert not by_q[:, :, :-asked].any()
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)

@@ -14,7 +14,7 @@ from fairway.model.mixer.attention import Config as Attention
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, State, Stateful
 from fairway.model.values import Aux, BlockRunner
 from fairway.train import recomputation
-from fairway.train.recomputation import Pieces, in_pieces, may_be_cut, measure, pieces_together
+from fairway.train.recomputation import Pieces, in_pieces, may_be_cut, measure, states_kept, stretches
 from fairway.train.recompute.none import Config as Nothing
 from fairway.train.recompute.pieces import Config
 from laws.live_memory import Memory
@@ -149,19 +149,63 @@ def test_memory_is_linear_in_length_and_in_pieces_near_that_of_inputs_and_output
     unit = 64 if kind == "ttt_mlp" else 256  # it keeps many times more of a token
     whole = [peak(mixer, count * unit, None) for count in (4, 16)]
     assert whole[1] < 1.1 * whole[0]
-    assert peak(mixer, 8192, unit) < min(1.5, 0.5 * whole[1])
+    tokens, most = (2048, 1.8) if kind == "ttt_mlp" else (8192, 1.4)  # its state is as large as 128 inputs
+    assert peak(mixer, tokens, unit) < min(most, 0.5 * whole[1])
 
 
 def test_large_states_are_kept_at_the_ends_of_stretches_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pieces_together(32, 100, 200) == 32
-    assert [pieces_together(count, 101, 200) for count in (2, 16, 17, 32)] == [2, 4, 5, 6]
+    assert stretches(32, 100, 200) == [1]
+    assert stretches(64, 200, 200) == [8, 1]
+    assert stretches(64, 500, 200) == [16, 4, 1]
+    assert [stretches(count, 10**9, 1) for count in (1, 2, 4)] == [[1], [1], [2, 1]]
+    assert [states_kept(64, plan) for plan in ([1], [8, 1], [16, 4, 1])] == [[63], [7, 7], [3, 3, 3]]
+    assert states_kept(50, [16, 4, 1]) == [3, 3, 3]
     model = language_model({"kind": "ttt_mlp", "heads": 2, "mini_batch": 4}, depth=1)
-    seen = evaluations(model)
-    assert seen == [16, 16, 13, 13, 16, 16, 16]
     expected = results(model, None)
-    assert worst(results(model, Pieces(LENGTH)), expected) < 1e-9
-    monkeypatch.setattr(recomputation, "pieces_together", lambda pieces, *_: pieces)
-    assert len(evaluations(language_model({"kind": "ttt_mlp", "heads": 2, "mini_batch": 4}, depth=1))) == 6
+    for plan, length in (([2, 1], LENGTH), ([4, 2, 1], 6)):
+        monkeypatch.setattr(recomputation, "stretches", lambda *_, plan=plan: plan)
+        assert worst(results(model, Pieces(length)), expected) < 1e-9
+    monkeypatch.setattr(recomputation, "stretches", lambda *_: [2, 1])
+    assert evaluations(model) == [16, 16, 13, 13, 16, 16, 16]
+
+
+def gradients_of(weight_T: Tensor, runs: int = 1) -> list[Tensor]:
+    """Gradients by the input of a loss of the outputs weighted by their places, in pieces and of the whole."""
+    mixer = first_block(language_model("gla", depth=1)).mixer
+    found = []
+    for length in (LENGTH, TIME):
+        x_BTD = torch.randn(2, TIME, 32, generator=generator(6), dtype=torch.float64).requires_grad_()
+        y_BTD, _ = in_pieces(mixer, x_BTD, None, NO_CONTEXT, length)
+        loss = (y_BTD[:, weight_T > 0].square() * weight_T[weight_T > 0, None]).sum()
+        for _ in range(runs):
+            (gradient,) = torch.autograd.grad(loss, x_BTD, retain_graph=runs > 1)
+            found.append(gradient)
+    return found
+
+
+@pytest.mark.parametrize("seen", [slice(0, 5), slice(20, 25), slice(40, 45), slice(0, TIME)])
+def test_gradients_of_any_part_of_the_outputs_are_those_of_the_whole(seen: slice) -> None:
+    weight_T = torch.zeros(TIME, dtype=torch.float64)
+    weight_T[seen] = 1.0
+    pieces, whole = gradients_of(weight_T)
+    torch.testing.assert_close(pieces, whole, rtol=1e-10, atol=1e-12)
+    assert not pieces[:, seen.stop :].any()
+
+
+def test_a_gradient_that_was_handed_out_is_not_written_again() -> None:
+    weight_T = torch.rand(TIME, generator=generator(7), dtype=torch.float64)
+    first, second, *_ = gradients_of(weight_T, runs=2)
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+
+
+def test_gradients_of_pieces_are_written_into_one_tensor_as_they_come() -> None:
+    mixer = first_block(language_model("gla", torch.float32, depth=1)).mixer
+    x_BTD = torch.randn(1, 32_768, 32, generator=generator(5)).requires_grad_()
+    with Memory() as live:
+        y_BTD, _ = in_pieces(mixer, x_BTD, None, NO_CONTEXT, 256)
+        y_BTD.backward(torch.ones_like(y_BTD))
+    assert live.peak < 4.4 * x_BTD.nbytes  # the input, the output and their gradients; the fifth would be a copy
 
 
 @pytest.mark.parametrize("kind", ["gla", {"kind": "attention", "heads": 2, "window": 48}], ids=["gla", "windowed"])

@@ -14,7 +14,7 @@ from torch import nn
 from fairway.core.config import Source
 from fairway.model.lm import LanguageModel
 from fairway.train.numerics import RecomputeConfig
-from fairway.train.recomputation import Pieces, pieces_together
+from fairway.train.recomputation import Pieces, states_kept, stretches
 from fairway.train.segmentation import Costs, Prediction
 
 SOURCE = Source("Gruslys et al.", 2016, "arXiv:1606.03401")
@@ -40,10 +40,9 @@ class Config(RecomputeConfig):
                 rest.append(kept)
                 continue
             pieces = -(-costs.tokens // self.length)
-            together = pieces_together(pieces, state, int(inputs * share))
-            stretches = -(-pieces // together)
-            carried += ((stretches if stretches > 1 else pieces) - 1) * state
-            again += work if stretches > 1 else 0.0
-            inside = together if stretches > 1 else min(1, pieces - 1)  # a piece joins the state to its own
-            rest.append(int(kept * share) + inside * state)
+            plan = stretches(pieces, state, int(inputs * share))
+            between, *inside = states_kept(pieces, plan)
+            carried += between * state
+            again += work * (len(plan) - 1)
+            rest.append(int(kept * share) + (sum(inside) + min(1, pieces - 1)) * state)  # its own is joined to a piece
         return Prediction(sum(costs.inputs) + carried + max(rest), again)
