@@ -44,7 +44,7 @@ SMOKE = (
     "data.max_bytes=1MB", "evaluate.max_bytes=4kB", "sample.tokens=8", "train.validation.windows=2",
     "compress.calibration_sequences=2",
 )  # fmt: skip
-SMOKE_STEPS, SMOKE_SEEDS, SMOKE_GRID = 4, 2, 2
+SMOKE_STEPS, SMOKE_SEEDS, SMOKE_GRID = 6, 2, 2
 
 
 @dataclass

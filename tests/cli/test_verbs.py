@@ -84,6 +84,10 @@ def test_stages_can_be_called_one_by_one(fairway, tmp_path: Path):
     assert 0 < facts["bits_per_byte_before"] < facts["bits_per_byte_after"] + 1
     assert "wanda" in facts["plan"]
     assert (folder / "model.fwy").read_bytes() == own
+    table = last_line(fairway("compress", folder, "--saliency", "--json").out)
+    assert all(0 <= row["rises"][0] <= row["rises"][2] <= row["total"] for row in table["matrices"])
+    assert table["matrices"][-1]["name"] == "all"
+    assert "by size at 50 %" in fairway("compress", folder, "--saliency").out
     refused = fairway("compress", folder, "model.width=64")
     assert refused.code != 0
     assert "compress." in refused.err

@@ -1,11 +1,14 @@
 """`fairway compress`: trained weights to an artifact."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from fairway.cli.console.options import Json, Overrides
+
+if TYPE_CHECKING:
+    from fairway.run import Run
 
 GROUP = "Making a model"
 
@@ -18,6 +21,9 @@ def compress(
     out: Annotated[
         Path | None, Parameter(name=["--out", "-o"], help="The file to write; RUN/compressed.fwy if not given.")
     ] = None,
+    saliency: Annotated[
+        bool, Parameter(negative="", help="Write nothing; show what removing weights should cost, matrix by matrix.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Turn a run's trained weights into one `.fwy` file that fits its byte budget.
@@ -33,6 +39,9 @@ def compress(
     from fairway.cli.console.target import open_folder
 
     job = open_folder(run)
+    if saliency:
+        _show_saliency(job, json)
+        return
     if overrides or size or out:
         with progress() as listener:
             facts = recompressed(job, overrides, size, out or job.folder / "compressed.fwy", listener)
@@ -48,3 +57,23 @@ def compress(
         return
     output.print_facts("", facts)
     print(f"Go on with: fairway evaluate {job.folder}")
+
+
+def _show_saliency(job: "Run", json: bool) -> None:
+    from fairway.cli.console import output
+    from fairway.cli.console.progress import progress
+    from fairway.cli.console.recompress import salient
+    from fairway.compress.saliency import SHARES
+
+    with progress() as listener:
+        rows = salient(job, listener)
+    if json:
+        output.print_json({"shares": SHARES, "matrices": [vars(row) for row in rows]})
+        return
+    columns = ["matrix", "weights", "zeros", *(f"{100 * s:g} % go" for s in SHARES), "by size at 50 %"]
+    middle = SHARES.index(0.5)
+    shown = []
+    for row in rows:
+        rises = (f"{rise:.2g}" for rise in (*row.rises, row.by_size[middle]))
+        shown.append((row.name, row.weights, f"{100 * row.zeros:.1f} %", *rises))
+    output.print_table("Expected rise of the loss, in nats a token (least salient weights first)", columns, shown)

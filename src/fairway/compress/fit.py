@@ -274,10 +274,13 @@ def _why_smaller(found: _Attempt, cap: int, finest: float, config: CompressConfi
             f"No step of compress.quantize.kind={config.quantize.kind} comes nearer to {cap:,} bytes than "
             f"{found.size:,}: its sizes lie too far apart there; rtn or trellis would fill the cap."
         )
-    pruned = "" if config.prune.kind == "none" else f" after compress.prune.kind={config.prune.kind}"
+    pruned, less = "", ""
+    if config.prune.kind != "none":
+        pruned = f" after compress.prune.kind={config.prune.kind}"
+        less = "a lower compress.prune.sparsity, or " if hasattr(config.prune, "sparsity") else ""
     return (
         f"At its finest, compress.quantize.kind={config.quantize.kind} takes {found.size:,} of {cap:,} bytes{pruned}: "
-        f"{config.quantize.build().bound}; a wider or deeper model would use the rest."
+        f"{config.quantize.build().bound}; {less}a wider or deeper model would use the rest."
     )
 
 

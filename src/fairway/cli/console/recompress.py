@@ -1,4 +1,4 @@
-"""A trained run compressed in another way than its recipe says, and what that does to its score."""
+"""A trained run compressed in another way than its recipe says, what that does to its score, and what may go."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 import yaml
 
+from fairway.compress.saliency import Saliency, saliencies
 from fairway.core.budget import parse_bytes
 from fairway.core.config import override
 from fairway.core.errors import ConfigError
 from fairway.core.log import Listener
 from fairway.core.storage import locked
+from fairway.data.batches import Batches
 from fairway.evaluate.bpb import judge
 from fairway.evaluate.fresh import score_in_fresh_process
 from fairway.run import Recipe, Run
@@ -44,6 +46,13 @@ def recompressed(
         "bits_per_byte_after": after["bits_per_byte"],
         **({"note": fit["note"]} if fit["note"] else {}),
     }
+
+
+def salient(job: Run, listener: Listener) -> list[Saliency]:
+    """What removing weights of a trained run should cost, matrix by matrix, on its calibration text."""
+    model, _ = job.trained(listener)
+    batches, count = Batches(job.prepare(listener), job.recipe.seed), job.recipe.compress.calibration_sequences
+    return saliencies(model, list(batches.at(0, count, job.recipe.model.context).tokens_BT.split(16)))
 
 
 def changed(recipe: Recipe, overrides: Sequence[str], size: str | None) -> Recipe:
