@@ -350,3 +350,9 @@ def test_a_technique_outside_its_slots_folder_still_knows_its_kind(shapes: Path)
     curve = importlib.import_module("shapes.curve")
     with pytest.raises(ValidationError, match="circle, spiral would work"):
         curve.Config(kind="line")
+
+
+def test_ratios_are_text_and_not_numbers_to_base_sixty(tmp_path: Path) -> None:
+    assert override({}, ["pattern=2:4", "count=24", "share=2.5"]) == {"pattern": "2:4", "count": 24, "share": 2.5}
+    (tmp_path / "recipe.yaml").write_text("pattern: 4:8\nlist: [1:30.5, 7]\n")
+    assert read_yaml(tmp_path / "recipe.yaml") == {"pattern": "4:8", "list": ["1:30.5", 7]}

@@ -45,7 +45,7 @@ def compress(
     if overrides or size or out:
         with progress() as listener:
             facts = recompressed(job, overrides, size, out or job.folder / "compressed.fwy", listener)
-        scores = {name: f"{facts[name]:.4f}" for name in ("bits_per_byte_before", "bits_per_byte_after")}
+        scores = {name: f"{value:.4f}" for name, value in facts.items() if name.startswith("bits_per_byte_")}
         output.print_json(facts) if json else output.print_facts("", facts | scores)
         return
     with progress() as listener:

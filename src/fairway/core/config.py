@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,10 +219,21 @@ class Slot:
         return value.plain()
 
 
+class _Reader(yaml.SafeLoader):
+    """YAML without numbers to base 60, among which `2:4` would be 124."""
+
+
+_BASE_SIXTY = re.compile(r"[-+]?\d[\d_]*(:\d+)+(\.\d*)?$")
+_Reader.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", _BASE_SIXTY), *known]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML recipe as plain data."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _Reader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"There is no recipe {path}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -243,7 +255,7 @@ def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         if not equals or not all(keys):
             raise ConfigError(f'"{assignment}" is not an override; write section.field=value, as in model.width=256.')
         try:
-            value = yaml.safe_load(text)
+            value = _Reader(text).get_single_data()
         except yaml.YAMLError as error:
             raise ConfigError(f'The value in "{assignment}" cannot be read: {_flat(error)}') from None
         _assign(result, keys, value)

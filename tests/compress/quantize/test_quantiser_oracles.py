@@ -209,3 +209,43 @@ def test_rounded_training_sees_the_steps_that_the_artifact_will_have() -> None:
     assert row_exponents(weight_RC, -0.5, 1.0).tolist() == (
         lambda packed: (packed.arrays["steps"] + packed.settings["base"]).tolist()
     )(qat.Config().build().quantize(piece(weight_RC), -0.5))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_inputs_are_rounded_by_token_to_few_integers_and_slopes_pass(bits: int) -> None:
+    x_ND = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * torch.tensor([1e-3, 1, 7, 100, 0])[:, None]
+    x_ND.requires_grad_()
+    rounded_ND = qat.rounded_input(x_ND, bits)
+    for x_D, rounded_D in zip(x_ND.detach().tolist(), rounded_ND.tolist(), strict=True):
+        step = max(abs(x) for x in x_D) / (2 ** (bits - 1) - 1)
+        expected = [round(x / step) * step if step else 0.0 for x in x_D]
+        assert rounded_D == pytest.approx(expected, abs=1e-5 * step + 1e-12)
+    rounded_ND.sum().backward()
+    assert x_ND.grad is not None
+    assert torch.equal(x_ND.grad, torch.ones_like(x_ND))
+
+
+def test_rounded_activations_reach_every_map_in_training_and_in_use_and_end_with_it() -> None:
+    run, tokens_BT = late(0.9), text()[0]
+    hook = qat.Rounded(qat.Config(strength=-8.0, activation_bits=3))
+    run.model.train()
+    plain = run.model(tokens_BT).hidden_BTD.detach()
+    seen: dict[torch.nn.Module, Tensor] = {}
+    hook.start(run)
+    for module in linear_weights(run.model):
+        module.register_forward_pre_hook(lambda m, x: seen.update({m: x[0].detach()}))
+    assert not torch.allclose(run.model(tokens_BT).hidden_BTD.detach(), plain, atol=1e-3)
+    hook.finish(run)
+    assert len(seen) == len(linear_weights(run.model))
+    for x in seen.values():
+        step = x.abs().amax(dim=-1, keepdim=True) / 3
+        assert torch.allclose((x / step).round() * step, x, atol=1e-5)
+    run.model.eval()
+    exact = run.model(tokens_BT).hidden_BTD.detach()
+    seen.clear()
+    with qat.integer_inputs(run.model, 3):
+        coarse = run.model(tokens_BT).hidden_BTD.detach()
+    with qat.integer_inputs(run.model, 8):
+        fine = run.model(tokens_BT).hidden_BTD.detach()
+    assert 0 < float((fine - exact).norm()) < 0.1 * float((coarse - exact).norm())
+    assert torch.equal(run.model(tokens_BT).hidden_BTD.detach(), exact)

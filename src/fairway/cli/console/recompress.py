@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from fairway.compress.quantize.qat import integer_inputs
 from fairway.compress.saliency import Saliency, saliencies
 from fairway.core.budget import parse_bytes
 from fairway.core.config import override
@@ -16,6 +17,7 @@ from fairway.data.batches import Batches
 from fairway.evaluate.bpb import judge
 from fairway.evaluate.fresh import score_in_fresh_process
 from fairway.run import Recipe, Run
+from fairway.serve.load import load
 from fairway.serve.scoring import NetworkPredictor
 
 
@@ -35,6 +37,13 @@ def recompressed(
         other.fit.unlink(missing_ok=True)
         fit = other.compress(listener)
         after = score_in_fresh_process(artifact, job.data, config, listener)
+        bits = getattr(recipe.compress.quantize, "activation_bits", None)
+        small: dict[str, float] = {}
+        if bits is not None:
+            network = load(artifact).network
+            with integer_inputs(network, bits):
+                found = judge(NetworkPredictor(network), manifest.tokenizer, documents, policy, config)
+            small = {f"bits_per_byte_int{bits}_activations": found.bits_per_byte}
     return {
         "plan": yaml.safe_dump(recipe.compress.plain(), default_flow_style=True, width=1000, sort_keys=False).strip(),
         "artifact": artifact,
@@ -44,6 +53,7 @@ def recompressed(
         "strength": fit["strength"],
         "bits_per_byte_before": before.bits_per_byte,
         "bits_per_byte_after": after["bits_per_byte"],
+        **small,
         **({"note": fit["note"]} if fit["note"] else {}),
     }
 

@@ -1,10 +1,14 @@
 """Trains with the rounding that the artifact will apply, from a late moment of the run on.
 
 Every use of a linear map sees `round(w / step) step`, steps as in rounding to nearest at `strength`; the
-gradient passes straight through to w (Bengio et al. 2013). A step in which no map was used so is an error,
-so the rounding cannot silently be inactive, as it would be in a graph compiled before it began. Jacob et
-al. 2018. Shape key: R rows, C columns.
+gradient passes straight through to w (Bengio et al. 2013). With `activation_bits`, what enters the map is
+rounded too, each token by its own largest magnitude, as machines that multiply small integers do it. A step
+in which no map was used so is an error, so the rounding cannot silently be inactive, as it would be in a
+graph compiled before it began. Jacob et al. 2018. Shape key: R rows, C columns.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from pydantic import Field
@@ -16,6 +20,7 @@ from fairway.compress.steps import RowRounding, row_steps
 from fairway.core.config import Source
 from fairway.core.errors import TrainingError
 from fairway.model.linear import Linear
+from fairway.model.lm import LanguageModel
 from fairway.train.parts import Hook, Trainee
 
 SOURCE = Source("Jacob et al.", 2018, "arXiv:1712.05877")
@@ -32,6 +37,8 @@ class Config(QuantizerConfig):
     """Logarithm to base 2 of the step in training, relative to the weights' deviation; near what the
     artifact will need.
     """
+    activation_bits: int | None = Field(default=None, ge=2, le=16)
+    """Round what enters linear maps to so many bits a number as well, such as 8; not at all if not given."""
 
     def build(self) -> Quantizer:
         return RowRounding(self.row_power)
@@ -77,13 +84,41 @@ class Rounded(Hook):
             handle.remove()
         self._handles.clear()
 
-    def _before(self, module: nn.Module, inputs: object) -> None:  # noqa: ARG002
-        if self._active and module.training:
-            assert isinstance(module, Linear)
-            module.__dict__["weight"] = straight_through(
-                module._parameters["weight"], self.config.strength, self.config.row_power
-            )
-            self.uses += 1
+    def _before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not (self._active and module.training):
+            return None
+        assert isinstance(module, Linear)
+        module.__dict__["weight"] = straight_through(
+            module._parameters["weight"], self.config.strength, self.config.row_power
+        )
+        self.uses += 1
+        bits = self.config.activation_bits
+        return None if bits is None else (rounded_input(inputs[0], bits), *inputs[1:])
+
+
+def rounded_input(x: Tensor, bits: int) -> Tensor:
+    """Each vector of the last dimension to whole multiples of `max |x| / (2^(bits-1) - 1)`, straight through."""
+    with torch.no_grad():
+        wide = x.detach().float()
+        step = wide.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 1)
+        step = torch.where(step > 0, step, torch.ones_like(step))
+        change = (torch.round(wide / step) * step - wide).to(x.dtype)
+    return x + change
+
+
+@contextmanager
+def integer_inputs(model: LanguageModel, bits: int) -> Iterator[None]:
+    """A model whose linear maps see their inputs rounded, to measure what that costs."""
+
+    def rounded(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001
+        return rounded_input(inputs[0], bits), *inputs[1:]
+
+    handles = [module.register_forward_pre_hook(rounded) for module in linear_weights(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def straight_through(weight: Tensor | None, strength: float, power: float) -> Tensor:
