@@ -53,7 +53,7 @@ def coding(name: str, places: np.ndarray) -> Coding:
             states, words, rare = native_lanes.encode(places, grid.span_S, grid.bits, grid.stand_in)
             if not len(grid.rare_R):
                 return states, words
-            which = np.searchsorted(grid.rare_R, rare)
+            which = np.searchsorted(grid.rare_R, rare).astype(np.int32)
             return states, words, *native_lanes.encode(which, grid.rare_span_R, RARE_GRID)[:2], np.array(len(rare))
 
         def decode(coded: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ R rare symbols.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from fairway.core.config import Source
 
 SOURCE = Source("Giesen", 2014, "arXiv:1402.3392")
 
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 GRIDS = {12: 0.0, 13: 0.0001, 14: 0.0003, 15: 0.0008}
 """Bits of a grid, and the bits that a symbol loses because a state of 32 bits has so few above it."""
 RARE_GRID = 14
@@ -97,13 +99,13 @@ def grid_of(weights: list[int], bits: int, *, share: bool) -> Grid | None:
     return Grid(bits, span_S, np.array(rare, np.int32), rare_span_R)
 
 
-def best_grid(weights: list[int], counts: Integers) -> Grid:
+def best_grid(weights: list[int], counts: Counts) -> Grid:
     """The grid with the shortest stream: a finer one fits the frequencies better but wastes more of a state."""
     grids = (grid_of(weights, bits, share=share) for share in (False, True) for bits in GRIDS)
     return min((grid for grid in grids if grid is not None), key=lambda grid: _cost(grid, counts))
 
 
-def _cost(grid: Grid, counts: Integers) -> float:
+def _cost(grid: Grid, counts: Counts) -> float:
     span_S = grid.span_S.copy()
     span_S[grid.rare_R] = grid.span_S[grid.stand_in] if len(grid.rare_R) else 0
     coded = float(counts @ (grid.bits - np.log2(span_S) + GRIDS[grid.bits]))
@@ -122,7 +124,8 @@ def _head(grid: Grid, rare: Integers) -> bytes:
     """The bits of the grid, and where symbols share: how many these are, the words of their stream, and the stream."""
     if not len(grid.rare_R):
         return bytes((grid.bits,))
-    states, words, _ = native_lanes.encode(np.searchsorted(grid.rare_R, rare), grid.rare_span_R, RARE_GRID)
+    which = np.searchsorted(grid.rare_R, rare).astype(np.int32)
+    states, words, _ = native_lanes.encode(which, grid.rare_span_R, RARE_GRID)
     sizes = len(rare).to_bytes(4, "little") + len(words).to_bytes(4, "little")
     return bytes((grid.bits | _SHARED,)) + sizes + _stream(states, words)
 
