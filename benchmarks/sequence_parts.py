@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
@@ -27,7 +28,7 @@ from fairway.core.config import Slot
 from fairway.core.device import keep_freed_memory, route_float32_products
 from fairway.core.seed import generator
 from fairway.model.parts import NO_CONTEXT, Mixer, Site, State, initialise
-from fairway.train.recomputation import in_pieces
+from fairway.train.recomputation import in_pieces, may_be_cut
 from laws.live_memory import Memory
 
 WIDTH = 256
@@ -145,8 +146,12 @@ def _peak(mixer: Mixer, context: int, piece: int | None) -> float:
 
 
 def _by_pieces(mixer: Mixer, x: Tensor, piece: int | None) -> Tensor:
-    """The layer's outputs; in pieces, each computed again from its input and the state before it for the gradients."""
-    return mixer(x)[0] if piece is None else in_pieces(mixer, x, None, NO_CONTEXT, piece)[0]
+    """The layer's outputs; in pieces as training computes them again, which is as a whole where the state grows."""
+    if piece is None:
+        return mixer(x)[0]
+    if not may_be_cut(mixer, piece, x.shape[1]):
+        return checkpoint(mixer, x, use_reentrant=False)[0]
+    return in_pieces(mixer, x, None, NO_CONTEXT, piece)[0]
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ PATIENCE = 20.0
 FAR_BEHIND = 20.0
 """A peer so many times slower than native at a context is not asked about longer ones."""
 PIECES = dict.fromkeys(("mamba", "mamba2", "retnet", "ttt_mlp"), 64)
-"""Tokens of a piece in `memory`, where not 256: what these mixers keep of a token is most."""
+"""Tokens of a piece in `memory`, where not 128: what these mixers keep of a token is most."""
 KEYS = ("context", "mixer", "by", "pieces of")
 """What tells the rows of a table apart."""
 
@@ -116,7 +116,7 @@ def memory(chosen: argparse.Namespace) -> Table:
     contexts = [context for context in LENGTHS if context <= chosen.longest]
     table: Table = []
     for kind in chosen.kinds:
-        for found in parts.alone("peaks", kind=kind, contexts=contexts, pieces=[None, PIECES.get(kind, 256)]):
+        for found in parts.alone("peaks", kind=kind, contexts=contexts, pieces=[None, PIECES.get(kind, 128)]):
             ends = 4 * 4 * found["context"] * parts.WIDTH
             table.append({
                 "mixer": kind, "context": found["context"], "pieces of": found["piece"] or "-",

@@ -137,13 +137,27 @@ def test_every_technique_goes_from_text_to_a_score_and_a_sample(
     if (path, kind) not in QUICK:
         monkeypatch.setattr(fairway.run, "score_in_fresh_process", score_in_this_process)
     recipe = recipe_with(path, kind, text, tmp_path)
-    run = Run(recipe, tmp_path / "run", None if path == "data.tokenizer" else prepared)
+    check(Run(recipe, tmp_path / "run", None if path == "data.tokenizer" else prepared))
+
+
+@pytest.mark.slow
+def test_a_pattern_of_mixers_goes_from_text_to_a_score_and_a_sample(
+    text: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fairway.run, "score_in_fresh_process", score_in_this_process)
+    pattern = "model.mixer=[mamba, gated_delta, {kind: attention, heads: 4}]"
+    chosen = [*BASE, f"data.source.path={text}", "model.depth=3", pattern]
+    check(Run(load_recipe(ROOT / "recipes" / "tiny.yaml", chosen), tmp_path / "run", prepared))
+
+
+def check(run: Run) -> None:
+    """Runs it: the artifact keeps to its cap and has a score, a sample, and every parameter."""
     summary = run.execute(silent)
     assert summary.steps == STEPS
     assert run.artifact.stat().st_size == summary.bytes <= CAP
     assert 0.5 < summary.bits_per_byte < 9.5
     assert read_json(run.score)["bytes"] > 1000
-    assert (run.folder / "sample.txt").read_text(encoding="utf-8").startswith(recipe.sample.prompt)
+    assert (run.folder / "sample.txt").read_text(encoding="utf-8").startswith(run.recipe.sample.prompt)
     trained, _ = run.trained(silent)
     served = load(run.artifact).network
     assert {name for name, _ in trained.named_parameters()} == {name for name, _ in served.named_parameters()}

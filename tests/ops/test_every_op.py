@@ -118,7 +118,8 @@ def test_bfloat16_inputs_give_the_definitions_results_within_a_rounding_and_keep
     inputs, weights, state = op.sizes(draw, 2, 33)
     half = tuple(x.bfloat16() for x in inputs)
     narrow = tuple(x.float() for x in weights), tuple(x.float() for x in state)
-    exact = run_with_gradients(op.naive, *(tuple(x.double() for x in part) for part in (half, *narrow)), None)
+    wide = [tuple(x.double() for x in part) for part in (half, *narrow)]
+    exact = run_with_gradients(op.naive, wide[0], wide[1], wide[2], None)
     seen = run_with_gradients(torch.autocast("cpu", torch.bfloat16)(op.chunk), half, *narrow, None)
     count = 1 + len(state) + len(inputs)
     assert [x.dtype for x in seen[:count]] == [torch.bfloat16, *[torch.float32] * len(state), *[x.dtype for x in half]]

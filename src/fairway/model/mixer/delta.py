@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fairway.core.config import Source
+from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunk_size, chunked_flops
@@ -44,8 +45,7 @@ class Config(MixerConfig):
     """Tokens the convolutions see."""
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: ARG002, B008
-        if width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {width}")
+        check_heads(self.heads, width, "the width")
         return DeltaRule(width, self)
 
     def isolates_documents(self) -> bool:

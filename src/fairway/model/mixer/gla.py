@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fairway.core.config import Source
+from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunked_flops
@@ -34,8 +35,7 @@ class Config(MixerConfig):
     """Divides the log decays: larger remembers longer."""
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: ARG002, B008
-        if width % (2 * self.heads):
-            raise ValueError(f"{self.heads} heads do not divide half the width {width}")
+        check_heads(self.heads, width, "the width", even=True)
         return GatedLinearAttention(width, self)
 
     def isolates_documents(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fairway.core.config import Source
+from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Site, State, widened
 from fairway.ops.chunking import chunked_flops
@@ -29,8 +30,7 @@ class Config(MixerConfig):
     """Divide by the sum of the weights."""
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: ARG002, B008
-        if width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the width {width}")
+        check_heads(self.heads, width, "the width")
         return LinearAttention(width, self)
 
     def isolates_documents(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fairway.core.config import Source
+from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunked_flops
@@ -41,8 +42,7 @@ class Config(MixerConfig):
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: ARG002, B008
         inner = self.expansion * width
-        if inner % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide the inner width {inner}")
+        check_heads(self.heads, inner, "the inner width")
         if self.heads % self.groups:
             raise ValueError(f"{self.heads} heads cannot share {self.groups} groups evenly")
         return Mamba2(width, self)

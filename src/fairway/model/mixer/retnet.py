@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fairway.core.config import Source
+from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Site, State, widened
 from fairway.ops.chunking import chunked_flops
@@ -35,8 +36,7 @@ class Config(MixerConfig):
     """The slowest pair of channels turns once in `2 pi base` tokens."""
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: ARG002, B008
-        if width % (2 * self.heads):
-            raise ValueError(f"{self.heads} heads of even width do not divide the width {width}")
+        check_heads(self.heads, width, "the width", even=True)
         return RetNet(width, self)
 
     def isolates_documents(self) -> bool:

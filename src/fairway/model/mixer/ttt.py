@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fairway.core.config import Source
+from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.timescale import rotated
@@ -47,8 +48,7 @@ class Config(MixerConfig):
     """Base of the rotation."""
 
     def build(self, width: int, site: Site = Site()) -> Mixer:  # noqa: ARG002, B008
-        if width % (2 * self.heads):
-            raise ValueError(f"{self.heads} heads of even width do not divide the width {width}")
+        check_heads(self.heads, width, "the width", even=True)
         return TestTimeTraining(width, self)
 
 

@@ -3,9 +3,9 @@
 A block keeps its input and one state for each piece, and the activations of one piece at a time while the gradients
 are computed: memory of a recurrent block is near that of its inputs and outputs, however long the sequence. Blocks
 whose state grows with the tokens, as attention's keys and values do, or that must see all tokens together, as routed
-experts, are computed again as a whole. Where a state is larger than half of a piece's input, stretches of pieces are
-computed once more, and only the states between stretches and those inside one are kept. Gruslys et al. 2016, with the
-sequence cut evenly.
+experts, are computed again as a whole. Where states together are larger than half of the input, stretches of pieces
+are computed once or twice more, and only the states between stretches and those inside one are kept. Gruslys
+et al. 2016, with the sequence cut evenly.
 """
 
 from pydantic import Field
