@@ -95,8 +95,8 @@ class Masked(Hook):
         self.masks: dict[str, Tensor] = {}
 
     def start(self, loop: Trainee) -> None:
-        if not self.masks:
-            self.masks = self.first(loop)
+        device = next(loop.model.parameters()).device
+        self.masks = {name: mask.to(device) for name, mask in (self.masks or self.first(loop)).items()}
         impose(loop, self.masks)
 
     def first(self, loop: Trainee) -> dict[str, Tensor]:  # noqa: ARG002

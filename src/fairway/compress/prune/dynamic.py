@@ -75,9 +75,8 @@ class Dynamic(Masked):
     def stepped(self, loop: Trainee) -> dict[str, float]:
         if self.config.kind == "set" and self._due(loop):
             random = {name: generator(self.seed, "grow", loop.step, name) for name in self.masks}
-            self._change(
-                loop, {name: torch.rand(mask.shape, generator=random[name]) for name, mask in self.masks.items()}
-            )
+            drawn = {name: torch.rand(mask.shape, generator=random[name]) for name, mask in self.masks.items()}
+            self._change(loop, {name: score.to(self.masks[name].device) for name, score in drawn.items()})
         return self.density()
 
     def _due(self, loop: Trainee) -> bool:
