@@ -1,103 +1,11 @@
-"""Linear recurrences with one decay for a head and token by the native kernel, registered with torch so that autograd
-sees one op.
+"""Linear recurrences with one decay for a head and token by the native kernel.
 
-The state space of Mamba-2 (queries C, keys B, values `Delta x`, log-decays `Delta A`), retention and linear attention
-are all this. Keys may serve several value heads. It keeps the state at the start of every piece of 32 tokens. See
-`naive.py` for the definition. Shape key: B batch, T time, G key groups, H value heads, K key width, V value width, S
-pieces.
+The state space of Mamba-2 (queries C, keys B, values `Delta x`, log-decays `Delta A`; see `naive.py`), retention and
+linear attention are all this.
 """
 
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from fairway.core.native import kernel, longs, pointer
+from fairway.ops.outer_products import Recurrence
 
 PIECE = 32
-
-
-def recurrence(
-    q_BTGK: Tensor,
-    k_BTGK: Tensor,
-    v_BTHV: Tensor,
-    log_decay_BTH: Tensor,
-    state_BHKV: Tensor,
-    starts_BT: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Outputs (B, T, H, V) and the final state, for float32 on the CPU; value head h reads key group h // (H / G)."""
-    inputs = (tensor.contiguous() for tensor in (q_BTGK, k_BTGK, v_BTHV, log_decay_BTH, state_BHKV))
-    y_BTHV, final, _ = _forward(*inputs, None if starts_BT is None else starts_BT.contiguous())
-    return y_BTHV, final
-
-
-@torch.library.custom_op("fairway::ssd", mutates_args=())
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, starts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, the final state, and the state at the start of each piece (B, H, S, K, V)."""
-    y, last, firsts = torch.empty_like(v), torch.empty_like(state), _firsts(v, state)
-    given = (q, k, v, log_decay, state, starts)
-    kernel("ssd_forward")(*map(pointer, given), *map(pointer, (y, last, firsts)), _sizes(q, v))
-    return y, last, firsts
-
-
-@_forward.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, starts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(v), torch.empty_like(state), _firsts(v, state)
-
-
-@torch.library.custom_op("fairway::ssd_backward", mutates_args=())
-def _backward(
-    grad_y: Tensor, grad_last: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, firsts: Tensor,
-    starts: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients by q, k, v, the logarithms of the decays and the carried state."""
-    batch, length, groups, width = q.shape
-    heads = v.shape[2]
-    by_q, by_k = (q.new_empty(batch, length, heads, width) for _ in range(2))
-    by_v, by_decay, by_state = torch.empty_like(v), torch.empty_like(log_decay), grad_last.new_empty(grad_last.shape)
-    given = (grad_y.contiguous(), grad_last.contiguous(), q, k, v, log_decay, firsts, starts)
-    kernel("ssd_backward")(*map(pointer, given), *map(pointer, (by_q, by_k, by_v, by_decay, by_state)), _sizes(q, v))
-    if heads != groups:
-        by_q, by_k = (by.unflatten(2, (groups, heads // groups)).sum(3) for by in (by_q, by_k))
-    return by_q, by_k, by_v, by_decay, by_state
-
-
-@_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_last: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    firsts: Tensor,
-    starts: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    by_q, by_k, by_v, by_decay = (torch.empty_like(tensor) for tensor in (q, k, v, log_decay))
-    return by_q, by_k, by_v, by_decay, grad_last.new_empty(grad_last.shape)
-
-
-def _firsts(v: Tensor, state: Tensor) -> Tensor:
-    batch, length, heads, width = v.shape
-    return v.new_empty(batch, heads, -(-length // PIECE), state.shape[2], width)
-
-
-def _sizes(q: Tensor, v: Tensor) -> Any:
-    batch, length, groups, keys = q.shape
-    return longs(batch, length, groups, v.shape[2], keys, v.shape[3])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, log_decay, _, starts = inputs
-    ctx.save_for_backward(q, k, v, log_decay, output[2], starts)
-
-
-def _differentiate(ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_backward(grad_y, grad_last, *ctx.saved_tensors), None)
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+"""Tokens between the states that are kept."""
+recurrence = Recurrence("ssd", PIECE, grouped=True)
