@@ -5,7 +5,7 @@
 // and mirrored. Its diagonal is kept apart in float32: polynomials of Gram matrices are near to a multiple of the identity,
 // and rounding the diagonal would be most of the error.
 
-#include <utility>
+#include <algorithm>
 
 #include "../kernel/operands.h"
 
