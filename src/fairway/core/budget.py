@@ -77,7 +77,8 @@ class Budget(Config):
     seconds: Seconds = 180.0
     """Training time by the wall clock, start-up and compilation of the training step included."""
     steps: int | None = Field(default=None, ge=1)
-    """Train exactly this many steps instead of by the clock; such a run can be repeated bit for bit."""
+    """Train this many steps instead of by the clock, or as many fewer as equal trainings leave over where a technique
+    divides the run; such a run can be repeated bit for bit."""
     memory: Bytes | None = None
     """Most that the blocks' activations may take at the peak of a step; blocks are computed again as it needs."""
 
