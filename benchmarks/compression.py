@@ -28,7 +28,6 @@ from fairway.core.errors import BudgetError, ConfigError
 from fairway.core.log import silent
 from fairway.core.probe import machine, versions
 from fairway.core.storage import read_json, write_json, write_text
-from fairway.data.batches import Batches
 from fairway.report.chart import Line, lines, standing_alone
 from fairway.run import Run
 from report import RESULTS
@@ -95,9 +94,8 @@ class Compressor:
     @cached_property
     def _inputs(self) -> tuple[Any, ...]:
         model, _ = self.run.trained(silent)
-        manifest, recipe = self.run.prepare(silent), self.run.recipe
-        batch = Batches(manifest, recipe.seed).at(0, recipe.compress.calibration_sequences, recipe.model.context)
-        return model, manifest.tokenizer, list(batch.tokens_BT[:, :-1].split(16))
+        manifest = self.run.prepare(silent)
+        return model, manifest.tokenizer, [ids_BT[:, :-1] for ids_BT in self.run.calibration(manifest)]
 
     def measured(self, method: str, percent: int, cap: int, points: Path) -> Row:
         """One point; without a size and a score where the method does not fit the cap or the model."""

@@ -247,7 +247,7 @@ class Run:
             if self._compressed(checkpoint):
                 return read_json(self.fit)
             notes = {"recipe": self.recipe.fingerprint(), "seconds_train": round(checkpoint.facts["elapsed"], 3)}
-            tokenizer, calibration = manifest.tokenizer, self._calibration(manifest)
+            tokenizer, calibration = manifest.tokenizer, [ids_BT[:, :-1] for ids_BT in self.calibration(manifest)]
             config, cap, saved = self.recipe.compress, self.recipe.budget.bytes, tokenizer.save()
             fit = compress_model(model, tokenizer.kind, saved, config, cap, self.artifact, notes, calibration, listener)
             facts = {name: value for name, value in vars(fit).items() if name != "report"}
@@ -346,11 +346,11 @@ class Run:
         boundary = manifest.tokenizer.boundary
         return (Teaching(distill, student, teacher, recipe.train, recipe.seed, boundary, batches),)
 
-    def _calibration(self, manifest: Manifest) -> list[torch.Tensor]:
-        """Training text, never validation text, for techniques that look at activations."""
+    def calibration(self, manifest: Manifest) -> list[torch.Tensor]:
+        """Training text, never validation text, for techniques that look at activations: token ids (B, T + 1)."""
         batches = Batches(manifest, self.recipe.seed)
         sequences, context = self.recipe.compress.calibration_sequences, self.recipe.model.context
-        return list(batches.at(0, sequences, context).tokens_BT[:, :-1].split(16))
+        return list(batches.at(0, sequences, context).tokens_BT.split(16))
 
     def _summarise(self, score: dict[str, Any], scratch: Summary | None) -> Summary:
         model, checkpoint = self.trained(silent)

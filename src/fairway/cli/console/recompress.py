@@ -13,7 +13,6 @@ from fairway.core.config import override
 from fairway.core.errors import ConfigError
 from fairway.core.log import Listener
 from fairway.core.storage import locked
-from fairway.data.batches import Batches
 from fairway.evaluate.bpb import judge
 from fairway.evaluate.fresh import score_in_fresh_process
 from fairway.run import Recipe, Run
@@ -61,8 +60,7 @@ def recompressed(
 def salient(job: Run, listener: Listener) -> list[Saliency]:
     """What removing weights of a trained run should cost, matrix by matrix, on its calibration text."""
     model, _ = job.trained(listener)
-    batches, count = Batches(job.prepare(listener), job.recipe.seed), job.recipe.compress.calibration_sequences
-    return saliencies(model, list(batches.at(0, count, job.recipe.model.context).tokens_BT.split(16)))
+    return saliencies(model, job.calibration(job.prepare(listener)))
 
 
 def changed(recipe: Recipe, overrides: Sequence[str], size: str | None) -> Recipe:

@@ -76,12 +76,6 @@ float dot(const T* a, const T* b, long count) {
     return sum(sums) + rest;
 }
 
-inline Ints counting() {
-    Ints n;
-    for (int i = 0; i < lanes; i++) n[i] = i;
-    return n;
-}
-
 // Columns that a strip of queries needs whose first one stands at key `own`.
 inline long reach(long own, long keys) { return std::min(rounded_up(own + strip, step), keys); }
 

@@ -60,16 +60,6 @@ struct Rows {
     const T* operator[](long i) const { return base + (index ? index[i] : i) * stride; }
 };
 
-// What an operand's words hold.
-template <bool paired>
-struct Word {
-    using Type = float;
-};
-template <>
-struct Word<true> {
-    using Type = Bfloat;
-};
-
 // SiLU whose value and slope share one exponential.
 struct Swish {
     static Floats value(Floats x) { return x * logistic(x); }

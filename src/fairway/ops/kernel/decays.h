@@ -6,12 +6,6 @@
 
 namespace {
 
-inline Ints counting() {
-    Ints index;
-    for (int i = 0; i < lanes; i++) index[i] = i;
-    return index;
-}
-
 // Zeros from the lane `count` on.
 inline Floats kept_below(Floats x, long count) { return select(counting() < (int)count, x, Floats{}); }
 

@@ -19,6 +19,16 @@ constexpr long step = pair > 16 ? pair : 16;
 
 inline long rounded_up(long n, long to) { return (n + to - 1) / to * to; }
 
+// What an operand's words hold.
+template <bool paired>
+struct Word {
+    using Type = float;
+};
+template <>
+struct Word<true> {
+    using Type = Bfloat;
+};
+
 // One 32-bit operand of a product: a float, or a pair of bfloat16 that are multiplied and added together.
 template <bool paired>
 struct Product {

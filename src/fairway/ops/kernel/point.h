@@ -34,6 +34,13 @@ inline float total(Floats v) {
     return held[0];
 }
 
+// 0, 1, 2, ...
+inline Ints counting() {
+    Ints index;
+    for (int i = 0; i < lanes; i++) index[i] = i;
+    return index;
+}
+
 inline Floats magnitude(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
 
 inline Floats with_sign_of(Floats x, Floats sign) {

@@ -32,16 +32,6 @@ struct Team {
     }
 };
 
-// What an operand's words hold.
-template <bool paired>
-struct Word {
-    using Type = float;
-};
-template <>
-struct Word<true> {
-    using Type = Bfloat;
-};
-
 // Rows m, m + 1 of an operand at one vector of its columns, both as floats.
 template <bool paired>
 inline void unpack(const uint32_t* words, Floats& first, Floats& second) {
