@@ -14,8 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def save(
-    name: str, measured: Mapping[str, Measured], rates: Mapping[str, float], unit: str, ours: Sequence[str]
-) -> None:
+    name: str, measured: Mapping[str, Measured], rates: Mapping[str, float], unit: str, ours: Sequence[str],
+    **facts: float,
+) -> None:  # fmt: skip
     """Writes `results/NAME.json` and prints each contender's rate, spread, and ratio to the best that is not ours."""
     best = max(rate for contender, rate in rates.items() if contender not in ours)
     print(f"{name}: {unit}, medians of {max(value.rounds for value in measured.values())} rounds")
@@ -29,5 +30,6 @@ def save(
         "versions": versions(),
         "rates": dict(rates),
         "measured": {contender: asdict(value) for contender, value in measured.items()},
+        **facts,
     }
     write_json(RESULTS / f"{name}.json", record)

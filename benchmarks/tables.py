@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from goals import operation
+from goals import section as goals
 from page_parts import table as markdown_table
 from page_parts import where
 from sequence_tables import section
@@ -51,6 +53,12 @@ def rates(name: str, record: dict[str, Any]) -> Iterator[str]:
             for contender, rate in sorted(record["rates"].items(), key=lambda item: -item[1])
         ]
     )
+    if (ceiling := record.get("bf16_flops")) is not None:
+        shares = ", ".join(
+            f"{contender} {100 * rate * record['measured'][contender]['facts']['flops'] / ceiling:.0f} %"
+            for contender, rate in sorted(record["rates"].items(), key=lambda item: -item[1])
+        )
+        yield f"Share of the {1e-9 * ceiling:,.0f} GFLOP/s of bfloat16 products measured in the same run: {shares}."
     if {"fairway shards", "fairway cold"} <= set(record["rates"]):
         share = record["rates"]["fairway shards"] / record["rates"]["fairway cold"]
         yield f"Preparing shards runs at {share:.2f} of the rate of encoding alone, cold; the goal is 0.7."
@@ -90,21 +98,31 @@ def sizes(record: dict[str, Any]) -> Iterator[str]:
 def kernels(record: dict[str, Any]) -> Iterator[str]:
     """One line for each operation: forward and backward, ours and the best peer."""
     yield "## operations, forward and backward"
+    products, copies = (1e-9 * record["limits"][name] for name in ("bf16_flops", "copy_bytes_per_second"))
     yield (
         "One thread; the limit is what counted FLOPs and bytes need at the rates of products and of copying measured "
-        f"in the same run; {where(record)}"
+        f"in the same run ({products:,.0f} GFLOP/s in bfloat16, {copies:.0f} GB/s). Right: the output and every "
+        "gradient within the case's bound of float64, and how far the furthest is; memory is what is held beside the "
+        f"gradients, ours over the best peer's; {where(record)}"
     )
     lines = [
-        "| operation | ours | share of the limit | best peer as installed | best peer | times ours |",
-        "|---|---|---|---|---|---|",
+        "| operation | ours | right | share of the limit | best peer as installed | times ours | best peer "
+        "| times ours | memory |",
+        "|" + "---|" * 9,
     ]
     for name, found in record["operations"].items():
         peers = {peer: taken for peer, taken in found["seconds"].items() if peer != "ours" and found["right"][peer]}
-        installed = {peer: taken for peer, taken in peers.items() if "as installed" in peer}
-        own, best = found["seconds"]["ours"], min(peers, key=lambda peer: peers[peer])
+        ratio, own, facts = operation(found), found["seconds"]["ours"], found["facts"]
+        right = f"{'yes' if found['right']['ours'] else 'no'}, {facts['ours']['error']:.0e}"
+        if ratio is None:
+            lines.append(f"| {name} | {1e3 * own:.2f} ms | {right} | | | | | | |")
+            continue
+        best = min(peers, key=lambda peer: peers[peer])
+        memory = facts["ours"]["temporary_bytes"] / max(1, facts[best]["temporary_bytes"])
         lines.append(
-            f"| {name} | {1e3 * own:.2f} ms | {100 * found['least_seconds'] / own:.0f} % "
-            f"| {1e3 * min(installed.values()):.2f} ms | {1e3 * peers[best]:.2f} ms, {best} | {peers[best] / own:.2f} |"
+            f"| {name} | {1e3 * own:.2f} ms | {right} | {100 * found['least_seconds'] / own:.0f} % "
+            f"| {1e3 * own * ratio.installed:.2f} ms | {ratio.installed:.2f} | {1e3 * peers[best]:.2f} ms, {best} "
+            f"| {ratio.best:.2f} | {memory:.2f} |"
         )
     yield "\n".join(lines)
 
@@ -168,9 +186,9 @@ def teaching(record: dict[str, Any]) -> Iterator[str]:
 
 def page() -> str:
     """The whole page."""
-    parts = [HEAD.rstrip()]
-    for path in sorted(RESULTS.glob("*.json")):
-        record = read_json(path)
+    records = {path: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
+    parts = [HEAD.rstrip(), *goals({path.stem: record for path, record in records.items()})]
+    for path, record in records.items():
         if sequences := list(section(path.stem, record)):
             parts += sequences
         elif path.with_suffix(".md").exists():

@@ -219,7 +219,7 @@ def race(shape: str, threads: int, rounds: int, peers: Sequence[str]) -> None:
     if distance > AGREE_ERROR:
         raise SystemExit(f"no ratio is printed: more than {AGREE_ERROR} apart")
     runners = {name: measured[name] for name in rates}
-    save(f"train_speed_{shape}_{threads}t", runners, rates, "tokens/s", (*OURS, DENSE))
+    save(f"train_speed_{shape}_{threads}t", runners, rates, "tokens/s", (*OURS, DENSE), bf16_flops=ceiling)
     print(f"  bf16 products: {ceiling / 1e9:,.0f} GFLOP/s; MFU of it:")
     for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
         print(f"  {name:<36}{100 * rate * measured[name].facts['flops'] / ceiling:11.1f} %")
