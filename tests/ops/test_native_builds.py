@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from law.house import PACKAGE, ROOT, copied
+from laws import kernel_calls
 
 KERNELS = sorted(
     [*PACKAGE.glob("ops/*/kernel.cpp"), *PACKAGE.glob("artifact/coder/*.cpp"), *PACKAGE.glob("data/kernel/*.cpp")]
@@ -162,10 +165,56 @@ def test_the_kernels_compute_the_same_on_64_bit_arm(tmp_path: Path) -> None:
     own = built(tmp_path / "own")
     cross = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={ARM}-g++")
     arm = built(tmp_path / "arm", *cross)
+    compile_here = ("c++", "-std=c++17", "-O1")
+    compile_there = (f"{ARM}-g++", *compile_here[1:])
+    emulated = ("qemu-aarch64", "-L", f"/usr/{ARM}")
+
+    (tmp_path / "kernels.h").write_text(prototypes(), encoding="utf-8")
     answers = []
-    for compiler, library, prefix in (("c++", own, ()), (f"{ARM}-g++", arm, ("qemu-aarch64", "-L", f"/usr/{ARM}"))):
+    for compiler, library, prefix in ((compile_here, own, ()), (compile_there, arm, emulated)):
         program = library.parent / "answers"
-        run(compiler, "-std=c++17", "-O1", HERE / "answers.cpp", library, f"-Wl,-rpath,{library.parent}", "-o", program)
+        run(*compiler, f"-I{tmp_path}", HERE / "answers.cpp", library, f"-Wl,-rpath,{library.parent}", "-o", program)
         answers.append([float(line) for line in run(*prefix, program, LD_LIBRARY_PATH=str(library.parent)).split()])
     assert len(answers[0]) > 100
     assert answers[1] == pytest.approx(answers[0], rel=1e-4, abs=1e-5)
+
+    calls, results, player = (tmp_path / name for name in ("calls", "results", "replay"))
+    tests = [path for path in HERE.rglob("test_*.py") if path != Path(__file__)]
+    plugin = ("-p", "laws.kernel_calls", "-p", "no:cacheprovider", "-q", "-k", "portable")
+    settings = {"PYTHONPATH": str(HERE.parent), "FAIRWAY_KERNEL_CALLS": str(calls)}
+    run(sys.executable, "-m", "pytest", *tests, *plugin, **settings)
+    run(*compile_there, HERE / "replay.cpp", "-ldl", "-o", player)
+    run(*emulated, player, arm, calls, results)
+    given = list(kernel_calls.read(calls))
+    seen = kernel_calls.results(given, results.read_bytes())
+    wrong = [name for (name, buffers), found in zip(given, seen, strict=True) if not all(map(alike, buffers, found))]
+    assert not wrong
+    asked = set(re.findall(r"(\w+)_portable\(", (HERE / "answers.cpp").read_text(encoding="utf-8")))
+    assert {name for name, _ in exports()} == asked | {name.removesuffix("_portable") for name, _ in given}
+
+
+def exports() -> list[tuple[str, str]]:
+    """Every kernel: its name and its parameters."""
+    pattern = r"^FAIRWAY_EXPORT\((\w+)\)\s*\(([^)]*)\)"
+    return [found for path in KERNELS for found in re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
+def prototypes() -> str:
+    """A header of the portable kernels; pointers to structures of their own are without a type."""
+    lines = [
+        f"void {name}_portable({re.sub(r'const (Instruction|Matrix)', 'const void', all_)});"
+        for name, all_ in exports()
+    ]
+    return "\n".join(["#include <cstdint>", 'extern "C" {', *lines, "}", ""])
+
+
+def alike(wanted: kernel_calls.Buffer, seen: Tensor) -> bool:
+    """Whether a buffer is the same after a call: whole numbers exactly, real ones within what rounding may change."""
+    after = wanted.after
+    if not after.is_floating_point():
+        return torch.equal(seen, after)
+    changed = (after.view(torch.uint8) != wanted.before.view(torch.uint8)).view(-1, after.element_size()).any(dim=1)
+    written = after[changed & after.isfinite()].double()
+    relative = 2e-2 if after.dtype == torch.bfloat16 else 1e-4
+    least = 1e-6 + relative * float(written.abs().max()) if len(written) else 1e-6
+    return torch.allclose(seen.double(), after.double(), rtol=relative, atol=least, equal_nan=True)
