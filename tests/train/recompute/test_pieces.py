@@ -149,8 +149,8 @@ def test_memory_is_linear_in_length_and_in_pieces_near_that_of_inputs_and_output
     unit = 64 if kind == "ttt_mlp" else 256  # it keeps many times more of a token
     whole = [peak(mixer, count * unit, None) for count in (4, 16)]
     assert whole[1] < 1.1 * whole[0]
-    tokens, most = (2048, 1.8) if kind == "ttt_mlp" else (8192, 1.4)  # its state is as large as 128 inputs
-    assert peak(mixer, tokens, unit) < min(most, 0.5 * whole[1])
+    tokens, length, most = (2048, 64, 1.8) if kind == "ttt_mlp" else (8192, 128, 1.4)  # its state weighs 128 inputs
+    assert peak(mixer, tokens, length) < min(most, 0.5 * whole[1])
 
 
 def test_large_states_are_kept_at_the_ends_of_stretches_only(monkeypatch: pytest.MonkeyPatch) -> None:
