@@ -59,9 +59,10 @@ void bpe_close_portable(void*);
 void bpe_encode_portable(void*, const uint8_t* const*, const long*, const long*, long*, long, void*, long);
 void pieces_join_portable(const void*, long, long, const uint8_t*, const long*, uint8_t*, long);
 void count_symbols_portable(const int32_t*, int64_t*, long, long, long);
-void rans_encode_portable(const int32_t*, const uint32_t*, uint32_t*, uint16_t*, int32_t*, long*, long, long, long, long, int);
+void rans_encode_portable(const int32_t*, const uint32_t*, uint32_t*, uint16_t*, int32_t*, long*, long, long, long, long, long,
+                          int);
 void rans_decode_portable(const uint16_t*, const uint32_t*, uint32_t*, int32_t*, const int32_t*, long*, long, long, long, long,
-                          long, long, int);
+                          long, long, long, int);
 }
 
 static std::vector<float> drawn(size_t count, float scale) {
@@ -356,10 +357,10 @@ int main() {
     std::vector<uint16_t> words(count + 16);
     uint32_t states[4] = {1u << 16, 1u << 16, 1u << 16, 1u << 16};
     long used[2] = {}, taken[2] = {};
-    rans_encode_portable(places.data(), span, states, words.data(), rare.data(), used, count, 4, 4, 2, 12);
+    rans_encode_portable(places.data(), span, states, words.data(), rare.data(), used, count, 4, 0, 4, 2, 12);
     for (uint32_t lane : states) std::printf("%u\n", lane);
     rans_decode_portable(words.data() + 16 + count - used[0], span, states, decoded.data(), rare.data() + count - used[1],
-                         taken, count, 4, 4, used[0], used[1], 2, 12);
+                         taken, count, 4, 0, 4, used[0], used[1], 2, 12);
     std::printf("%ld\n%ld\n%ld\n%ld\n%d\n", used[0], used[1], taken[0], taken[1], (int)(decoded == places));
     std::vector<int64_t> times(4);
     count_symbols_portable(places.data(), times.data(), 0, count, 4);
