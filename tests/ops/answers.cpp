@@ -230,14 +230,14 @@ static void products() {
     for (size_t i = 0; i < entry.size(); i++) entry[i] = (uint16_t)((13 * i) % 32 | (7 * i) % 32 << 8);
     std::vector<float> value = drawn(3 * 64, 1), table = drawn(32, 1);
     const struct {
-        int32_t row, column;
+        uint32_t place;
         float value;
-    } rest[] = {{3, 49, 0.5f}, {20, 0, -2.0f}};
+    } rest[] = {{3 << 6 | 49, 0.5f}, {20 << 6, -2.0f}};
     for (const float* shared : {(const float*)table.data(), (const float*)nullptr}) {
         struct {
             const void *first, *fours, *entry, *value, *table, *rest;
-            int64_t blocks, columns, rest_count;
-        } matrix = {first, fours, entry.data(), value.data(), shared, rest, 2, 50, 2};
+            int64_t blocks, columns, column_bits, rest_count;
+        } matrix = {first, fours, entry.data(), value.data(), shared, rest, 2, 50, 6, 2};
         sparse_matvec_portable(&matrix, x.data(), y.data());
         show(y);
     }
