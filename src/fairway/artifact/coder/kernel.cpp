@@ -144,6 +144,47 @@ long put_rare(int32_t* places, long count, const int32_t* rare, long rare_count,
     return used;
 }
 
+// Several tables, as the same number often follows itself, and two numbers to a load.
+template <long tables>
+void count_in(const int32_t* symbols, int64_t* counts, long low, long count, long range) {
+    Scratch<uint32_t> found(tables * range);
+    long i = 0;
+    for (; i + tables <= count; i += tables)
+#pragma GCC unroll 4
+        for (long j = 0; j < tables; j += 2) {
+            int32_t two[2];
+            std::memcpy(two, symbols + i + j, sizeof two);
+            found[j * range - low + two[0]]++;
+            found[(j + 1) * range - low + two[1]]++;
+        }
+    for (; i < count; i++) found[symbols[i] - low]++;
+    for (long j = 0; j < tables; j++)
+        for (long s = 0; s < range; s++) counts[s] += found[j * range + s];
+}
+
+#if defined(__AVX512BW__)
+// Each number is looked for among 256 symbols at once, packed to bytes in an order that does not matter.
+void count_few(const int32_t* symbols, int64_t* counts, int32_t low, long count, long range) {
+    const __m512i first = _mm512_set1_epi32(low);
+    long i = 0;
+    for (; i + 256 <= count; i += 256) {
+        __m512i bytes[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            auto above = [&](int k) { return _mm512_sub_epi32(_mm512_loadu_si512(symbols + i + 64 * j + 16 * k), first); };
+            __m512i halves = _mm512_packs_epi32(above(0), above(1));
+            bytes[j] = _mm512_packus_epi16(halves, _mm512_packs_epi32(above(2), above(3)));
+        }
+        for (long s = 0; s < range; s++) {
+            __m512i number = _mm512_set1_epi8((char)s);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) counts[s] += __builtin_popcountll(_mm512_cmpeq_epi8_mask(bytes[j], number));
+        }
+    }
+    for (; i < count; i++) counts[symbols[i] - low]++;
+}
+#endif
+
 }  // namespace
 
 // `taken` receives the words used, or -1 where there are too few, and the rare places put where `stand_in` was found, or -1
@@ -155,16 +196,11 @@ FAIRWAY_EXPORT(rans_decode)
     taken[1] = stand_in < 0 ? 0 : put_rare(places, count, rare, rare_count, (int32_t)(first + stand_in));
 }
 
-// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it. Four
-// tables, as the same number often follows itself.
+// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it.
 FAIRWAY_EXPORT(count_symbols)(const int32_t* symbols, int64_t* counts, long low, long count, long range) {
-    Scratch<uint32_t> found(4 * range);
-    long i = 0;
-    for (; i + 4 <= count; i += 4)
-        for (long j = 0; j < 4; j++) found[j * range + symbols[i + j] - low]++;
-    for (; i < count; i++) found[symbols[i] - low]++;
-    for (long s = 0; s < range; s++) {
-        counts[s] = 0;
-        for (long j = 0; j < 4; j++) counts[s] += found[j * range + s];
-    }
+    std::memset(counts, 0, (size_t)range * sizeof *counts);
+#if defined(__AVX512BW__)
+    if (range <= few_symbols) return count_few(symbols, counts, (int32_t)low, count, range);
+#endif
+    (range <= 4096 ? count_in<8> : count_in<4>)(symbols, counts, low, count, range);
 }
