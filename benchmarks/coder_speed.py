@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
 
-from fairway.artifact import native_lanes
-from fairway.artifact.coder.rans import RARE_GRID, Rans, best_grid
+from fairway.artifact.coder.rans import Rans, best_grid
 from report import save
 
 OURS = ("fairway", "fairway stream")
@@ -48,26 +47,10 @@ def coding(name: str, places: np.ndarray) -> Coding:
         return lambda: coder.encode(places), lambda coded: coder.decode(coded, len(places)), len
     if name == "fairway":
         grid = best_grid(np.maximum(counts, 1).tolist(), counts)
-
-        def encode_both() -> Any:
-            states, words, rare = native_lanes.encode(places, grid.span_S, grid.bits, grid.stand_in)
-            if not len(grid.rare_R):
-                return states, words
-            which = np.searchsorted(grid.rare_R, rare).astype(np.int32)
-            return states, words, *native_lanes.encode(which, grid.rare_span_R, RARE_GRID)[:2], np.array(len(rare))
-
-        def decode(coded: Any) -> np.ndarray:
-            states, words, *apart = coded
-            if not apart:
-                return native_lanes.decode(words, states, len(places), grid.span_S, grid.bits)
-            which = native_lanes.decode(apart[1], apart[0], int(apart[2]), grid.rare_span_R, RARE_GRID)
-            rare = grid.rare_R[which]
-            return native_lanes.decode(words, states, len(places), grid.span_S, grid.bits, rare, grid.stand_in)
-
         return (
-            encode_both,
-            decode,
-            lambda coded: sum(part.nbytes for part in coded),
+            lambda: grid.encode(places),
+            lambda coded: grid.decode(memoryview(b"".join(coded))[1:], len(places)),
+            lambda coded: sum(len(part) for part in coded),
         )
     model = stream.model.Categorical((counts / counts.sum()).astype(np.float32), perfect=False, lazy=False)
     reader = stream.stack.AnsCoder if name.endswith("ANS") else stream.queue.RangeDecoder

@@ -52,14 +52,14 @@ static void products() {
     for (size_t i = 0; i < entry.size(); i++) entry[i] = (uint16_t)((13 * i) % 32 | (7 * i) % 32 << 8);
     std::vector<float> value = drawn(3 * 64, 1), table = drawn(32, 1);
     const struct {
-        int32_t row, column;
+        uint32_t place;
         float value;
-    } rest[] = {{3, 49, 0.5f}, {20, 0, -2.0f}};
+    } rest[] = {{3 << 6 | 49, 0.5f}, {20 << 6, -2.0f}};
     for (const float* shared : {(const float*)table.data(), (const float*)nullptr}) {
         struct {
             const void *first, *fours, *entry, *value, *table, *rest;
-            int64_t blocks, columns, rest_count;
-        } matrix = {first, fours, entry.data(), value.data(), shared, rest, 2, 50, 2};
+            int64_t blocks, columns, column_bits, rest_count;
+        } matrix = {first, fours, entry.data(), value.data(), shared, rest, 2, 50, 6, 2};
         sparse_matvec_portable(&matrix, x.data(), y.data());
         show(y);
     }
@@ -141,10 +141,10 @@ static void coding() {
     std::vector<uint16_t> words(count + 16);
     uint32_t states[4] = {1u << 16, 1u << 16, 1u << 16, 1u << 16};
     long used[2] = {}, taken[2] = {};
-    rans_encode_portable(places.data(), span, states, words.data(), rare.data(), used, count, 4, 4, 2, 12);
+    rans_encode_portable(places.data(), span, states, words.data(), rare.data(), used, count, 4, 0, 4, 2, 12);
     for (uint32_t lane : states) std::printf("%u\n", lane);
     rans_decode_portable(words.data() + 16 + count - used[0], span, states, decoded.data(), rare.data() + count - used[1],
-                         taken, count, 4, 4, used[0], used[1], 2, 12);
+                         taken, count, 4, 0, 4, used[0], used[1], 2, 12);
     std::printf("%ld\n%ld\n%ld\n%ld\n%d\n", used[0], used[1], taken[0], taken[1], (int)(decoded == places));
     std::vector<int64_t> times(4);
     count_symbols_portable(places.data(), times.data(), 0, count, 4);

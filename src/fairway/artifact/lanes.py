@@ -51,16 +51,21 @@ def spans(weights: list[int], bits: int) -> Spans:
     return np.array(shares, np.uint32)
 
 
-def encode(places: Integers, span_S: Spans, bits: int, stand_in: int = NONE) -> tuple[States, Words, Integers]:
-    """The states that decoding begins with, the words in the order that decoding takes them, and the rare places."""
-    lanes = lane_count(len(places))
+def encode(
+    places: Integers, span_S: Spans, bits: int, stand_in: int = NONE, first: int = 0
+) -> tuple[States, Words, Integers]:
+    """The states that decoding begins with, the words in the order that decoding takes them, and the rare places.
+
+    Places, rare ones too, are numbers from `first` on; spans and the one that stands in count from 0.
+    """
+    lanes, places = lane_count(len(places)), places - np.int32(first)
     frequency, start = span_S.astype(np.uint64), _starts(span_S).astype(np.uint64)
     odd = (span_S[places] == 0) | (places == stand_in)
-    rare, places = places[odd].astype(np.int32), np.where(odd, stand_in, places)
+    rare, places = places[odd].astype(np.int32) + np.int32(first), np.where(odd, stand_in, places)
     state = np.full(lanes, FIRST_STATE, np.uint64)
     found: list[Words] = []
-    for first in range((max(1, len(places)) - 1) // lanes * lanes, -1, -lanes):
-        place = places[first : first + lanes]
+    for begin in range((max(1, len(places)) - 1) // lanes * lanes, -1, -lanes):
+        place = places[begin : begin + lanes]
         x, f = state[: len(place)], frequency[place]
         full = x >= f << np.uint64(32 - bits)
         found.append((x[full] & np.uint64(0xFFFF)).astype(np.uint16))
@@ -70,7 +75,14 @@ def encode(places: Integers, span_S: Spans, bits: int, stand_in: int = NONE) -> 
 
 
 def decode(
-    words: Words, state: States, count: int, span_S: Spans, bits: int, rare: Integers = NO_PLACES, stand_in: int = NONE
+    words: Words,
+    state: States,
+    count: int,
+    span_S: Spans,
+    bits: int,
+    rare: Integers = NO_PLACES,
+    stand_in: int = NONE,
+    first: int = 0,
 ) -> Integers:
     """The places that were encoded; raises `ArtifactError` where words, states and rare places do not fit `count`."""
     lanes = len(state)
@@ -78,20 +90,21 @@ def decode(
     holder = np.repeat(np.arange(len(span_S), dtype=np.int32), span_S)
     x, taken = state.astype(np.uint64), 0
     places = np.zeros(count, np.int32)
-    for first in range(0, count, lanes):
-        active = x[: count - first]
+    for begin in range(0, count, lanes):
+        active = x[: count - begin]
         slot = active & np.uint64((1 << bits) - 1)
         place = holder[slot.astype(np.int64)]
-        places[first : first + lanes] = place
+        places[begin : begin + lanes] = place
         active = frequency[place] * (active >> np.uint64(bits)) + slot - start[place]
         short = np.flatnonzero(active < FIRST_STATE)
         refuse_unless(taken + len(short) <= len(words), ENDS_EARLY)
         active[short] = active[short] << np.uint64(16) | words[taken : taken + len(short)]
         taken += len(short)
-        x[: count - first] = active
+        x[: count - begin] = active
     refuse_unless(taken == len(words) and bool((x == FIRST_STATE).all()), NOT_ITS_OWN)
     odd = places == stand_in
     refuse_unless(int(odd.sum()) == len(rare), NOT_ITS_OWN)
+    places += np.int32(first)
     places[odd] = rare
     return places
 

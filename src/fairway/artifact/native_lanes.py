@@ -17,32 +17,41 @@ _SPARE_WORDS = 16
 """The kernel stores whole vectors, whose first words nobody needs."""
 
 
-def encode(places: Integers, span_S: Spans, bits: int, stand_in: int = NONE) -> tuple[States, Words, Integers]:
+def encode(
+    places: Integers, span_S: Spans, bits: int, stand_in: int = NONE, first: int = 0
+) -> tuple[States, Words, Integers]:
     """The same as `lanes.encode`."""
     if level() is None or not len(places):
-        return lanes.encode(places, span_S, bits, stand_in)
+        return lanes.encode(places, span_S, bits, stand_in, first)
     places = np.ascontiguousarray(places, np.int32)
     state = np.full(lanes.lane_count(len(places)), lanes.FIRST_STATE, np.uint32)
     words, used = np.empty(len(places) + _SPARE_WORDS, np.uint16), np.zeros(2, np.int64)
     rare = np.empty(0 if stand_in == NONE else len(places), np.int32)
     kernel("rans_encode")(
         _address(places), _address(span_S), _address(state), _address(words), _address(rare), _address(used),
-        c_long(len(places)), c_long(len(state)), c_long(len(span_S)), c_long(stand_in), c_int(bits),
+        c_long(len(places)), c_long(len(state)), c_long(first), c_long(len(span_S)), c_long(stand_in), c_int(bits),
     )  # fmt: skip
-    return state, words[len(words) - int(used[0]) :].copy(), rare[len(rare) - int(used[1]) :].copy()
+    return state, words[len(words) - int(used[0]) :], rare[len(rare) - int(used[1]) :]
 
 
 def decode(
-    words: Words, state: States, count: int, span_S: Spans, bits: int, rare: Integers = NO_PLACES, stand_in: int = NONE
+    words: Words,
+    state: States,
+    count: int,
+    span_S: Spans,
+    bits: int,
+    rare: Integers = NO_PLACES,
+    stand_in: int = NONE,
+    first: int = 0,
 ) -> Integers:
     """The same as `lanes.decode`."""
     if level() is None or not count:
-        return lanes.decode(words, state, count, span_S, bits, rare, stand_in)
+        return lanes.decode(words, state, count, span_S, bits, rare, stand_in, first)
     words, state, rare = np.ascontiguousarray(words), state.copy(), np.ascontiguousarray(rare, np.int32)
     places, taken = np.empty(count, np.int32), np.zeros(2, np.int64)
     kernel("rans_decode")(
         _address(words), _address(span_S), _address(state), _address(places), _address(rare), _address(taken),
-        c_long(count), c_long(len(state)), c_long(len(span_S)), c_long(len(words)), c_long(len(rare)),
+        c_long(count), c_long(len(state)), c_long(first), c_long(len(span_S)), c_long(len(words)), c_long(len(rare)),
         c_long(stand_in), c_int(bits),
     )  # fmt: skip
     refuse_unless(int(taken[0]) >= 0, ENDS_EARLY)

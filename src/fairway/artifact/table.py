@@ -183,21 +183,21 @@ def _candidates(histogram: Histogram, shift: int) -> Iterator[tuple[Table, float
     total = int(counts.sum())
     logarithms = np.log2(counts)
     symbols = tuple(histogram.values.tolist())
+    gaps = histogram.values[1:] - histogram.values[:-1] - 1
+    listed = best_rice(gaps.tolist())[1] if gaps.any() else 0
     for resolution in RESOLUTIONS:
         levels = np.rint(logarithms * resolution).astype(np.int64)
         weights = 2.0 ** (levels / resolution)
         coded = float(counts @ (np.log2(weights.sum()) - levels / resolution))
         tables = min(best_rice(zigzag(_differences(tuple(levels.tolist()), order)))[1] for order in (1, 2))
-        gaps = np.diff(histogram.values) - 1
-        listed = best_rice(gaps.tolist())[1] if gaps.any() else 0
         table = Table(symbols, tuple(levels.tolist()), resolution, shift)
         yield table, coded + tables + listed + total * shift + 40
 
 
 def _differences(values: Sequence[int], order: int) -> list[int]:
-    result = np.asarray(values, np.int64)
+    result = np.array(values, np.int64)
     for _ in range(order):
-        result = np.diff(result, prepend=0)
+        result[1:] -= result[:-1].copy()
     return result.tolist()
 
 

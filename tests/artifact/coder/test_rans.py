@@ -24,7 +24,7 @@ def model(alphabet: int, bits: int) -> lanes.Spans:
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 @pytest.mark.parametrize("count", [0, 1, 63, 8193, 8192 * 2 + 5, 8192 * 8 + 17, 270_001])
-@pytest.mark.parametrize(("alphabet", "bits"), [(2, 12), (40, 13), (256, 14), (2, 15), (4096, 15)])
+@pytest.mark.parametrize(("alphabet", "bits"), [(2, 12), (40, 13), (100, 12), (256, 14), (2, 15), (4096, 15)])
 def test_the_kernel_writes_and_reads_what_the_definition_does(
     count: int, alphabet: int, bits: int, level: str | None
 ) -> None:
@@ -42,7 +42,7 @@ def test_the_kernel_writes_and_reads_what_the_definition_does(
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 @pytest.mark.parametrize("count", [1, 63, 8192 * 2 + 5, 8192 * 8 + 17, 270_001])
-@pytest.mark.parametrize(("alphabet", "bits"), [(20, 12), (90, 13), (4096, 14)])
+@pytest.mark.parametrize(("alphabet", "bits"), [(20, 12), (60, 13), (90, 13), (200, 13), (4096, 14)])
 def test_rare_places_are_handed_out_and_put_back(count: int, alphabet: int, bits: int, level: str | None) -> None:
     places, random = drawn(count, alphabet), np.random.default_rng(0)
     stand_in = alphabet // 2
@@ -64,6 +64,40 @@ def test_rare_places_are_handed_out_and_put_back(count: int, alphabet: int, bits
     assert np.array_equal(own_words, words)
     assert np.array_equal(own_rare, rare)
     assert np.array_equal(decoded, places)
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("first", [-(2**31), -1001, -5, 3, 2**31 - 300])
+@pytest.mark.parametrize(("alphabet", "lanes_filled"), [(20, 64), (60, 64), (100, 32), (128, 64), (250, 64), (299, 16)])
+def test_places_may_count_from_any_number_and_have_gaps(
+    alphabet: int, lanes_filled: int, first: int, level: str | None
+) -> None:
+    count = 4096 * lanes_filled + 3
+    symbols, span = 2 * drawn(count, alphabet // 2), np.zeros(alphabet, np.uint32)
+    span[::2] = model(-(-alphabet // 2), 12)
+    shown, stand_in = symbols + np.int32(first), 6
+    span[6], span[8] = span[6] + span[8], 0
+    states, words, rare = lanes.encode(symbols, span, 12, stand_in)
+    with at_level(level):
+        own_states, own_words, own_rare = native_lanes.encode(shown, span, 12, stand_in, first)
+        decoded = native_lanes.decode(words, states, count, span, 12, own_rare, stand_in, first)
+    assert len(rare) > 0
+    assert np.array_equal(own_rare, rare + np.int32(first))
+    assert np.array_equal(own_states, states)
+    assert np.array_equal(own_words, words)
+    assert np.array_equal(decoded, shown)
+    slow_states, slow_words, slow_rare = lanes.encode(shown, span, 12, stand_in, first)
+    assert np.array_equal(slow_states, states)
+    assert np.array_equal(slow_words, words)
+    assert np.array_equal(lanes.decode(words, states, count, span, 12, slow_rare, stand_in, first), shown)
+
+
+@pytest.mark.parametrize("factor", [1, 3, 5000])
+def test_symbols_with_gaps_take_no_more_than_their_places(factor: int) -> None:
+    places = np.rint(np.random.default_rng(2).normal(size=300_000) * 4).astype(np.int32)
+    plain, wide = Rans().encode(places), Rans().encode(places * factor - 7)
+    assert abs(len(wide) - len(plain)) < 100
+    assert np.array_equal(Rans().decode(wide, len(places)), places * factor - 7)
 
 
 def test_rare_symbols_share_a_place_where_that_is_shorter() -> None:

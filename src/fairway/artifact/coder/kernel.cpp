@@ -1,11 +1,11 @@
-// Interleaved asymmetric numeral systems: see fairway/artifact/lanes.py for the definition.
+// Interleaved asymmetric numeral systems, decoding: see fairway/artifact/lanes.py for the definition.
 
 #include "../../ops/kernel/scratch.h"
 #include "../../ops/kernel/vector.h"
 
 namespace {
 
-constexpr uint32_t first_state = 1u << 16;
+constexpr uint32_t least_state = 1u << 16;
 
 #if defined(__AVX512F__)
 template <int bytes>
@@ -34,13 +34,14 @@ struct Lookup {
 // For each number below 2^bits the place whose span holds it, then that place's span and start in one word.
 struct Coding {
     long symbols;
+    int32_t first;
     int bits;
     uint32_t low;
     Scratch<uint16_t> holder;
     Scratch<uint32_t> entry;
 
-    Coding(const uint32_t* span, long symbols, int bits)
-        : symbols(symbols), bits(bits), low((1u << bits) - 1), holder(1L << bits), entry(symbols) {
+    Coding(const uint32_t* span, long symbols, long first, int bits)
+        : symbols(symbols), first((int32_t)first), bits(bits), low((1u << bits) - 1), holder(1L << bits), entry(symbols) {
         long slot = 0;
         for (long s = 0; s < symbols; s++) {
             entry[s] = span[s] << 16 | (uint32_t)slot;
@@ -51,7 +52,7 @@ struct Coding {
     int32_t step(uint32_t& x) const {
         uint32_t place = holder[x & low], e = entry[place];
         x = (e >> 16) * (x >> bits) + (x & low) - (e & 0xffff);
-        return (int32_t)place;
+        return (int32_t)place + first;
     }
 
 #if defined(__AVX512F__)
@@ -61,7 +62,7 @@ struct Coding {
         Words slot = x & low, place = gathered<2>(slot, holder.data()) & 0xffffu;
         Words e = entries[place];
         x = (e >> 16) * (x >> bits) + slot - (e & 0xffffu);
-        return place;
+        return place + (uint32_t)first;
     }
 #endif
 };
@@ -72,7 +73,7 @@ long one_by_one(const Coding& coding, const uint16_t* words, long available, uin
     for (long i = from; i < count; i++) {
         uint32_t& x = state[i % lane_count];
         places[i] = coding.step(x);
-        if (x < first_state) {
+        if (x < least_state) {
             if (taken == available) return -1;
             x = x << 16 | words[taken++];
         }
@@ -94,7 +95,7 @@ long together(const Coding& coding, const uint16_t* words, long available, uint3
         for (int j = 0; j < registers; j++) {
             Words place = coding.step(x[j], entries);
             std::memcpy(places + i + 16 * j, &place, sizeof place);
-            __mmask16 low = _mm512_cmplt_epu32_mask((__m512i)x[j], _mm512_set1_epi32((int)first_state));
+            __mmask16 low = _mm512_cmplt_epu32_mask((__m512i)x[j], _mm512_set1_epi32((int)least_state));
             Halves next;
             std::memcpy(&next, words + taken, sizeof next);
             __m512i spread = _mm512_maskz_expand_epi32(low, (__m512i)__builtin_convertvector(next, Words));
@@ -143,152 +144,63 @@ long put_rare(int32_t* places, long count, const int32_t* rare, long rare_count,
     return used;
 }
 
-// Rare places share the entry of the one that stands for them, and are handed out from the last to the first. No entry is 0,
-// which says that there are none.
-struct Rare {
-    uint32_t entry;
-    int32_t* to;
-};
-
-// Symbols [from, count) from the last to the first, one lane after another; returns where the words now begin.
-uint16_t* encode_one_by_one(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, Rare& rare,
-                            long from, long count, long lane_count, int bits) {
-    for (long i = count - 1; i >= from; i--) {
-        uint32_t x = state[i % lane_count], e = entry[places[i]], f = e >> 16;
-        if (e == rare.entry) *--rare.to = places[i];
-        if (x >> (32 - bits) >= f) {
-            *--to = (uint16_t)x;
-            x >>= 16;
-        }
-        state[i % lane_count] = ((x / f) << bits) + x % f + (e & 0xffff);
-    }
-    return to;
-}
-
-#if defined(__AVX512F__)
-// Quotient and remainder by a reciprocal, for quotients below 2^20: six roundings of 2^-24 at most, each way, and 2^-21
-// less on purpose, so the first guess is right or one too small.
-inline Words quotient(Words a, Words b, Floats reciprocal, Words& rest) {
-    Floats ratio = (Floats)_mm512_maskz_cvtepu32_ps(0xffff, (__m512i)a) * reciprocal;
-    __m512i q = _mm512_maskz_cvttps_epu32(0xffff, (__m512)ratio);
-    rest = a - (Words)q * b;
-    __mmask16 more = _mm512_cmpge_epu32_mask((__m512i)rest, (__m512i)b);
-    rest = (Words)_mm512_mask_sub_epi32((__m512i)rest, more, (__m512i)rest, (__m512i)b);
-    return (Words)_mm512_mask_add_epi32(q, more, q, _mm512_set1_epi32(1));
-}
-
-inline Floats reciprocal_of(Words span) {
-    Floats f = (Floats)_mm512_maskz_cvtepu32_ps(0xffff, (__m512i)span);
-    Floats r = (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)f);
-    return r * (2.0f - f * r) * (1.0f - 0x1p-21f);
-}
-
-// Apart from the loop, whose registers it would take.
-__attribute__((noinline)) void hand_out(Rare& rare, __mmask16 odd, __m512i places) {
-    int count = __builtin_popcount(odd);
-    rare.to -= count;
-    _mm512_mask_storeu_epi32(rare.to, (__mmask16)((1u << count) - 1), _mm512_maskz_compress_epi32(odd, places));
-}
-
-// Whole rounds of symbols, sixteen lanes in one register. Sixteen words in front of `to` may be overwritten at any time.
-template <int registers, bool few, bool some_rare>
-uint16_t* encode_together(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, Rare& rare, long rounds,
-                          int bits) {
-    const Words counting = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    alignas(64) float inverse[few_symbols];
-    Lookup<few> entries(entry);
-    store(inverse, reciprocal_of((Words)entries.low >> 16));
-    store(inverse + 16, reciprocal_of((Words)entries.high >> 16));
-    Lookup<few> inverses(inverse);
-    const __m512i stand_in = _mm512_set1_epi32((int)rare.entry);
-    Words x[registers];
-    std::memcpy(x, state, sizeof x);
-    for (long i = 16 * registers * (rounds - 1); i >= 0; i -= 16 * registers) {
+// Several tables, as the same number often follows itself, and two numbers to a load.
+template <long tables>
+void count_in(const int32_t* symbols, int64_t* counts, long low, long count, long range) {
+    Scratch<uint32_t> found(tables * range);
+    long i = 0;
+    for (; i + tables <= count; i += tables)
 #pragma GCC unroll 4
-        for (int j = registers - 1; j >= 0; j--) {
-            Words place, rest;
-            std::memcpy(&place, places + i + 16 * j, sizeof place);
-            Words e = entries[place], f = e >> 16;
-            if (some_rare) {
-                __mmask16 odd = _mm512_cmpeq_epi32_mask((__m512i)e, stand_in);
-                if (__builtin_expect(odd, 0)) hand_out(rare, odd, (__m512i)place);
-            }
-            __mmask16 full = _mm512_cmpge_epu32_mask((__m512i)(x[j] >> (32 - bits)), (__m512i)f);
-            uint32_t written = (uint32_t)__builtin_popcount(full);
-            __m512i out = _mm512_maskz_compress_epi32(full, (__m512i)x[j]);
-            out = _mm512_maskz_permutexvar_epi32(0xffff, (__m512i)(counting + written), out);
-            _mm256_storeu_si256((__m256i*)(to - 16), _mm512_maskz_cvtepi32_epi16(0xffff, out));
-            to -= written;
-            x[j] = (Words)_mm512_mask_srli_epi32((__m512i)x[j], full, (__m512i)x[j], 16);
-            Words q = quotient(x[j], f, few ? (Floats)inverses[place] : reciprocal_of(f), rest);
-            x[j] = (q << bits) + rest + (e & 0xffffu);
+        for (long j = 0; j < tables; j += 2) {
+            int32_t two[2];
+            std::memcpy(two, symbols + i + j, sizeof two);
+            found[j * range - low + two[0]]++;
+            found[(j + 1) * range - low + two[1]]++;
+        }
+    for (; i < count; i++) found[symbols[i] - low]++;
+    for (long j = 0; j < tables; j++)
+        for (long s = 0; s < range; s++) counts[s] += found[j * range + s];
+}
+
+#if defined(__AVX512BW__)
+// Each number is looked for among 256 symbols at once, packed to bytes in an order that does not matter.
+void count_few(const int32_t* symbols, int64_t* counts, int32_t low, long count, long range) {
+    const __m512i first = _mm512_set1_epi32(low);
+    long i = 0;
+    for (; i + 256 <= count; i += 256) {
+        __m512i bytes[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            auto above = [&](int k) { return _mm512_sub_epi32(_mm512_loadu_si512(symbols + i + 64 * j + 16 * k), first); };
+            __m512i halves = _mm512_packs_epi32(above(0), above(1));
+            bytes[j] = _mm512_packus_epi16(halves, _mm512_packs_epi32(above(2), above(3)));
+        }
+        for (long s = 0; s < range; s++) {
+            __m512i number = _mm512_set1_epi8((char)s);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) counts[s] += __builtin_popcountll(_mm512_cmpeq_epi8_mask(bytes[j], number));
         }
     }
-    std::memcpy(state, x, sizeof x);
-    return to;
-}
-
-template <bool few, bool some_rare>
-uint16_t* encode_rounds(const uint32_t* entry, const int32_t* places, uint32_t* state, uint16_t* to, Rare& rare, long rounds,
-                        long lane_count, int bits) {
-    if (lane_count == 64) return encode_together<4, few, some_rare>(entry, places, state, to, rare, rounds, bits);
-    if (lane_count == 32) return encode_together<2, few, some_rare>(entry, places, state, to, rare, rounds, bits);
-    return encode_together<1, few, some_rare>(entry, places, state, to, rare, rounds, bits);
+    for (; i < count; i++) counts[symbols[i] - low]++;
 }
 #endif
-
-uint16_t* encode(const uint32_t* entry, [[maybe_unused]] long symbols, const int32_t* places, uint32_t* state, uint16_t* to,
-                 Rare& rare, long count, long lane_count, int bits) {
-#if defined(__AVX512F__)
-    long rounds = count / lane_count;
-    if (lane_count >= 16 && lane_count <= 64) {
-        to = encode_one_by_one(entry, places, state, to, rare, rounds * lane_count, count, lane_count, bits);
-        bool few = symbols <= few_symbols;
-        auto* run = few ? (rare.entry ? encode_rounds<true, true> : encode_rounds<true, false>)
-                        : (rare.entry ? encode_rounds<false, true> : encode_rounds<false, false>);
-        return run(entry, places, state, to, rare, rounds, lane_count, bits);
-    }
-#endif
-    return encode_one_by_one(entry, places, state, to, rare, 0, count, lane_count, bits);
-}
 
 }  // namespace
-
-// words: room for sixteen more than `count`, filled from the end; `used` receives how many, and how many places were rare.
-// state: `lane_count` times 2^16. Places without a span are rare, and so is `stand_in`, if not negative, whose span is theirs
-// together; rare: room for `count`, filled from the end.
-FAIRWAY_EXPORT(rans_encode)
-(const int32_t* places, const uint32_t* span, uint32_t* state, uint16_t* words, int32_t* rare, long* used, long count,
- long lane_count, long symbols, long stand_in, int bits) {
-    Scratch<uint32_t> entry(symbols);
-    for (long s = 0, start = 0; s < symbols; start += span[s++]) entry[s] = span[s] << 16 | (uint32_t)start;
-    for (long s = 0; s < symbols && stand_in >= 0; s++)
-        if (!span[s]) entry[s] = entry[stand_in];
-    uint16_t* end = words + 16 + count;
-    Rare found{stand_in < 0 ? 0 : entry[stand_in], rare + count};
-    used[0] = end - encode(entry.data(), symbols, places, state, end, found, count, lane_count, bits);
-    used[1] = rare + count - found.to;
-}
 
 // `taken` receives the words used, or -1 where there are too few, and the rare places put where `stand_in` was found, or -1
 // where there are too few; `state` is overwritten by the last states.
 FAIRWAY_EXPORT(rans_decode)
 (const uint16_t* words, const uint32_t* span, uint32_t* state, int32_t* places, const int32_t* rare, long* taken, long count,
- long lane_count, long symbols, long available, long rare_count, long stand_in, int bits) {
-    taken[0] = decode(Coding(span, symbols, bits), words, available, state, places, count, lane_count);
-    taken[1] = stand_in < 0 ? 0 : put_rare(places, count, rare, rare_count, (int32_t)stand_in);
+ long lane_count, long first, long reach, long available, long rare_count, long stand_in, int bits) {
+    taken[0] = decode(Coding(span, reach, first, bits), words, available, state, places, count, lane_count);
+    taken[1] = stand_in < 0 ? 0 : put_rare(places, count, rare, rare_count, (int32_t)(first + stand_in));
 }
 
-// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it. Four
-// tables, as the same number often follows itself.
+// How often each number from `low` on stands among the symbols; none is smaller, and none `range` or more above it.
 FAIRWAY_EXPORT(count_symbols)(const int32_t* symbols, int64_t* counts, long low, long count, long range) {
-    Scratch<uint32_t> found(4 * range);
-    long i = 0;
-    for (; i + 4 <= count; i += 4)
-        for (long j = 0; j < 4; j++) found[j * range + symbols[i + j] - low]++;
-    for (; i < count; i++) found[symbols[i] - low]++;
-    for (long s = 0; s < range; s++) {
-        counts[s] = 0;
-        for (long j = 0; j < 4; j++) counts[s] += found[j * range + s];
-    }
+    std::memset(counts, 0, (size_t)range * sizeof *counts);
+#if defined(__AVX512BW__)
+    if (range <= few_symbols) return count_few(symbols, counts, (int32_t)low, count, range);
+#endif
+    (range <= 4096 ? count_in<8> : count_in<4>)(symbols, counts, low, count, range);
 }

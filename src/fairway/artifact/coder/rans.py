@@ -26,6 +26,8 @@ RARE_GRID = 14
 _SHARED = 0x80
 """Set in a stream's first byte where rare symbols share a place."""
 _BITS_OF_A_LANE = 24
+_WIDEST_GRID = 1 << 14
+"""Symbols that lie farther apart are looked up in the table, for their spans would leave the cache."""
 
 
 class Config(CoderConfig):
@@ -44,20 +46,23 @@ class Rans(Coder):
     def encode(self, symbols: Integers) -> bytes:
         histogram = Histogram.of(symbols)
         table, _ = fit_table(histogram)
-        places, low = split(symbols, table)
-        coded = b""
-        if len(table.symbols) > 1:
-            grid = best_grid(table.weights(), histogram.shifted(table.shift).counts)
-            states, words, rare = native_lanes.encode(places, grid.span_S, grid.bits, grid.stand_in)
-            coded = _head(grid, rare) + _stream(states, words)
-        return table.serialise() + coded + low
+        if len(table.symbols) <= 1:
+            return table.serialise() + split(symbols, table)[1]
+        grid = best_grid(table.weights(), histogram.shifted(table.shift).counts)
+        own = own_grid(grid, table)
+        places, low = (symbols, b"") if own else split(symbols, table)
+        return b"".join((table.serialise(), *(own or grid).encode(places), low))
 
     def decode(self, data: bytes, count: int) -> Integers:
         table, start = read_table(data)
         stop = len(data) - low_bytes(table, count)
         refuse_unless(start <= stop, "A coded stream is shorter than its table says.")
         if len(table.symbols) > 1:
-            places = _decoded(data[start:stop], table, count)
+            grid, body = _read_grid(memoryview(data)[start:stop], table)
+            own = own_grid(grid, table)
+            places = (own or grid).decode(body, count)
+            if own:
+                return places
         else:
             refuse_unless(start == stop, "A stream of one symbol holds coded words.")
             refuse_unless(bool(table.symbols) or not count, "A stream has no symbols in its table.")
@@ -74,11 +79,53 @@ class Grid:
     rare_R: Integers
     """Places of the symbols that share, rising; none or at least two."""
     rare_span_R: Spans
+    first: int = 0
+    """The place that `span_S` begins with."""
 
     @property
     def stand_in(self) -> int:
-        """The place that stands for the rare ones."""
-        return int(self.rare_R[0]) if len(self.rare_R) else NONE
+        """Which span stands for the rare ones."""
+        return int(self.rare_R[0]) - self.first if len(self.rare_R) else NONE
+
+    def encode(self, places: Integers) -> tuple[memoryview | bytes, ...]:
+        """The bits of the grid, and where symbols share: how many these are, the words of their stream, and the stream;
+        then the stream of all.
+        """
+        states, words, rare = native_lanes.encode(places, self.span_S, self.bits, self.stand_in, self.first)
+        if not len(self.rare_R):
+            return bytes((self.bits,)), *_stream(states, words)
+        which, which_words, _ = native_lanes.encode(rare, self._which(), RARE_GRID, first=int(self.rare_R[0]))
+        sizes = len(rare).to_bytes(4, "little") + len(which_words).to_bytes(4, "little")
+        head = bytes((self.bits | _SHARED,)) + sizes
+        return head, *_stream(which, which_words), *_stream(states, words)
+
+    def decode(self, body: memoryview, count: int) -> Integers:
+        """What was encoded, from all that follows the bits of the grid."""
+        rare, start = self._rare(body, count) if len(self.rare_R) else (NO_PLACES, 0)
+        states, words = _parted(body[start:], count)
+        return native_lanes.decode(words, states, count, self.span_S, self.bits, rare, self.stand_in, self.first)
+
+    def _rare(self, body: memoryview, count: int) -> tuple[Integers, int]:
+        """The rare places, and where their stream ends."""
+        number, size = int.from_bytes(body[:4], "little"), int.from_bytes(body[4:8], "little")
+        refuse_unless(number <= count, "A coded stream holds more rare symbols than symbols.")
+        stop = 8 + 4 * lane_count(number) + 2 * size
+        refuse_unless(stop <= len(body), "A coded stream ends within its rare symbols.")
+        states, words = _parted(body[8:stop], number)
+        first = int(self.rare_R[0])
+        return native_lanes.decode(words, states, number, self._which(), RARE_GRID, first=first), stop
+
+    def _which(self) -> Spans:
+        """Spans of the symbols that share, from the first of them on."""
+        return spread(self.rare_span_R, self.rare_R)
+
+
+def spread(span_S: Spans, places_S: Integers) -> Spans:
+    """Spans by the distance of rising places from the first, 0 where there is none."""
+    from_first = places_S - places_S[0]
+    result = np.zeros(int(from_first[-1]) + 1, np.uint32)
+    result[from_first] = span_S
+    return result
 
 
 def grid_of(weights: list[int], bits: int, *, share: bool) -> Grid | None:
@@ -105,6 +152,17 @@ def best_grid(weights: list[int], counts: Counts) -> Grid:
     return min((grid for grid in grids if grid is not None), key=lambda grid: _cost(grid, counts))
 
 
+def own_grid(grid: Grid, table: Table) -> Grid | None:
+    """The grid of the symbols themselves instead of their places in the table; None where they lie too far apart, or
+    some of their bits are stored apart.
+    """
+    if table.shift or table.symbols[-1] - table.symbols[0] >= _WIDEST_GRID:
+        return None
+    symbol_S = np.array(table.symbols, np.int32)
+    span = spread(grid.span_S, symbol_S)
+    return Grid(grid.bits, span, symbol_S[grid.rare_R], grid.rare_span_R, table.symbols[0])
+
+
 def _cost(grid: Grid, counts: Counts) -> float:
     span_S = grid.span_S.copy()
     span_S[grid.rare_R] = grid.span_S[grid.stand_in] if len(grid.rare_R) else 0
@@ -116,42 +174,21 @@ def _cost(grid: Grid, counts: Counts) -> float:
     return coded + which + 64 + 32 * lane_count(int(count_R.sum()))
 
 
-def _stream(states: States, words: Words) -> bytes:
-    return states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+def _stream(states: States, words: Words) -> tuple[memoryview, memoryview]:
+    return states.astype("<u4", copy=False).view(np.uint8).data, words.astype("<u2", copy=False).view(np.uint8).data
 
 
-def _head(grid: Grid, rare: Integers) -> bytes:
-    """The bits of the grid, and where symbols share: how many these are, the words of their stream, and the stream."""
-    if not len(grid.rare_R):
-        return bytes((grid.bits,))
-    which = np.searchsorted(grid.rare_R, rare).astype(np.int32)
-    states, words, _ = native_lanes.encode(which, grid.rare_span_R, RARE_GRID)
-    sizes = len(rare).to_bytes(4, "little") + len(words).to_bytes(4, "little")
-    return bytes((grid.bits | _SHARED,)) + sizes + _stream(states, words)
-
-
-def _decoded(coded: bytes, table: Table, count: int) -> Integers:
+def _read_grid(coded: memoryview, table: Table) -> tuple[Grid, memoryview]:
+    """The grid of a coded stream, and what follows its bits."""
     refuse_unless(len(coded) > 0, "A coded stream is not made of whole words.")
     bits, share = coded[0] & ~_SHARED, bool(coded[0] & _SHARED)
     grid = grid_of(table.weights(), bits, share=share) if bits in GRIDS else None
     refuse_unless(grid is not None, f"A coded stream has a grid of {bits} bits, which its table does not allow.")
     assert grid is not None
-    rare, start = _rare(coded, grid, count) if share else (NO_PLACES, 1)
-    states, words = _parted(coded[start:], count)
-    return native_lanes.decode(words, states, count, grid.span_S, bits, rare, grid.stand_in)
+    return grid, coded[1:]
 
 
-def _rare(coded: bytes, grid: Grid, count: int) -> tuple[Integers, int]:
-    """The rare places, and where their stream ends."""
-    number, size = int.from_bytes(coded[1:5], "little"), int.from_bytes(coded[5:9], "little")
-    refuse_unless(number <= count, "A coded stream holds more rare symbols than symbols.")
-    stop = 9 + 4 * lane_count(number) + 2 * size
-    refuse_unless(stop <= len(coded), "A coded stream ends within its rare symbols.")
-    states, words = _parted(coded[9:stop], number)
-    return grid.rare_R[native_lanes.decode(words, states, number, grid.rare_span_R, RARE_GRID)], stop
-
-
-def _parted(stream: bytes, count: int) -> tuple[States, Words]:
+def _parted(stream: memoryview, count: int) -> tuple[States, Words]:
     """The states and words of a stream."""
     lanes = lane_count(count)
     refuse_unless(len(stream) >= 4 * lanes and len(stream) % 2 == 0, "A coded stream is not made of whole words.")

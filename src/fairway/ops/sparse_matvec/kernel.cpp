@@ -3,8 +3,7 @@
 // Sixteen rows go side by side through tiles of 32 columns, four tiles at a time: the numbers of a tile lie in two registers,
 // where one instruction looks up sixteen of them, and so do up to 32 shared weights. An entry is a column in its tile, and a
 // code eight bits above it; behind the last entry of a row stand entries of weight zero, and what a row holds beyond its steps
-// is added up at the end. A row's entries in two tiles share
-// a word, since a look-up leaves all but the lowest five bits out.
+// is added up at the end. A row's entries in two tiles share a word, since a look-up leaves all but the lowest five bits out.
 
 #include "../kernel/scratch.h"
 #include "../kernel/vector.h"
@@ -66,8 +65,9 @@ void block(const Four*& four, long fours, const uint16_t*& entry, const float*& 
 
 }  // namespace
 
+// A row above as many bits as the columns take.
 struct Entry {
-    int32_t row, column;
+    uint32_t place;
     float value;
 };
 
@@ -76,7 +76,7 @@ struct Matrix {
     const uint16_t* entry;
     const float *value, *table;
     const Entry* rest;
-    int64_t blocks, columns, rest_count;
+    int64_t blocks, columns, column_bits, rest_count;
 };
 
 // first: of each block its first four tiles, and one more for the end. table: 32 weights, or null, and then `value` holds one
@@ -96,5 +96,9 @@ FAIRWAY_EXPORT(sparse_matvec)(const Matrix* matrix, const float* x, float* y) {
         if (m.table) block<true>(four, count, m.entry, m.value, m.table, x, y + rows * b);
         else block<false>(four, count, m.entry, m.value, unused, x, y + rows * b);
     }
-    for (long i = 0; i < m.rest_count; i++) y[m.rest[i].row] += m.rest[i].value * x[m.rest[i].column];
+    uint32_t column = (1u << m.column_bits) - 1;
+    for (long i = 0; i < m.rest_count; i++) {
+        Entry e = m.rest[i];
+        y[e.place >> m.column_bits] += e.value * x[e.place & column];
+    }
 }

@@ -19,9 +19,9 @@ from fairway.core.native import kernel, longs, pointer
 ROWS, TILE, TOGETHER = 16, 32, 4
 MOST_CODES = 32
 """Shared weights that two registers hold, zero among them."""
-LISTED, SWITCH = 0.85, 4.0
+LISTED, SWITCH = 0.85, 1.0
 """What an entry of the list costs, and another number of steps than that of the tiles before, in steps of one tile."""
-REST = np.dtype([("row", "<i4"), ("column", "<i4"), ("value", "<f4")])
+REST = np.dtype([("place", "<u4"), ("value", "<f4")])
 Integers = np.ndarray[Any, Any]
 
 
@@ -39,13 +39,18 @@ class PackedSparse:
     value: Tensor | None
     table: Tensor | None
     rest: Tensor
-    """Row, column and value of what stands in no tile, 12 bytes each."""
+    """Place and value of what stands in no tile, 8 bytes each; a place is a row above the bits of a column."""
 
     @cached_property
     def description(self) -> Any:
         """What the kernel is called with before the vectors."""
         places = (0 if part is None else part.data_ptr() for part in self._parts)
-        return longs(*places, len(self.first) - 1, self.columns, len(self.rest) // REST.itemsize)
+        return longs(*places, len(self.first) - 1, self.columns, _bits(self.columns), len(self.rest) // REST.itemsize)
+
+    @cached_property
+    def padded_rows(self) -> int:
+        """Rows of whole blocks."""
+        return -(-self.rows // ROWS) * ROWS
 
     @property
     def bytes(self) -> int:
@@ -61,6 +66,7 @@ def packed(gap_N: Integers, code_N: Integers, table_C: Tensor, rows: int, column
     """A matrix from its entries, row by row, each `gap` numbers behind the last; code 0 is worth nothing."""
     place_N = np.cumsum(gap_N.astype(np.int64) + 1) - 1
     assert not len(place_N) or place_N[-1] < rows * columns, "an entry lies behind the end"
+    assert (rows - 1) << _bits(columns) < 1 << 32, "a matrix is too large"
     kept = (table_C.numpy() != 0)[code_N]
     place_N, code_N = place_N[kept], code_N[kept]
     row_N, column_N = np.divmod(place_N, columns)
@@ -81,10 +87,10 @@ def packed(gap_N: Integers, code_N: Integers, table_C: Tensor, rows: int, column
         table[: len(table_C)] = table_C
     else:
         value[entry_at] = table_C.numpy()[code_N[held_N]]
-    rest = _listed(row_N[~held_N], column_N[~held_N], table_C.numpy()[code_N[~held_N]])
+    rest = _listed(row_N[~held_N], column_N[~held_N], table_C.numpy()[code_N[~held_N]], columns)
     return PackedSparse(
-        rows, columns, torch.from_numpy(first), torch.from_numpy(tiles), torch.from_numpy(entry.view(np.int16)),
-        None if coded else torch.from_numpy(value), table if coded else None, torch.from_numpy(rest.view(np.uint8)),
+        rows, columns, torch.from_numpy(first), torch.from_numpy(tiles), _at_a_line(entry.view(np.int16)),
+        None if coded else _at_a_line(value), table if coded else None, torch.from_numpy(rest.view(np.uint8)),
     )  # fmt: skip
 
 
@@ -92,9 +98,9 @@ def sparse_matvec(matrix: PackedSparse, x_I: Tensor) -> Tensor:
     """`W x`, (O,), for a contiguous float32 vector."""
     assert x_I.dtype == torch.float32
     assert x_I.shape == (matrix.columns,)
-    y = torch.empty(-(-matrix.rows // ROWS) * ROWS)
+    y = torch.empty(matrix.padded_rows)
     kernel("sparse_matvec")(matrix.description, pointer(x_I), pointer(y))
-    return y if len(y) == matrix.rows else y[: matrix.rows]
+    return y if matrix.padded_rows == matrix.rows else y[: matrix.rows]
 
 
 def _rank(row_N: Integers, tile_N: Integers, width: int) -> Integers:
@@ -139,9 +145,19 @@ def _entry_places(
     return held_N, at_N[held_N]
 
 
-def _listed(row_N: Integers, column_N: Integers, value_N: Integers) -> Integers:
+def _listed(row_N: Integers, column_N: Integers, value_N: Integers, columns: int) -> Integers:
     """The entries one row after another, again and again: a row's sum need not wait for itself."""
     rest = np.empty(len(row_N), REST)
     order = np.lexsort((row_N, _rank(row_N, row_N * 0, 1)))
-    rest["row"], rest["column"], rest["value"] = row_N[order], column_N[order], value_N[order]
+    rest["place"], rest["value"] = (row_N << _bits(columns) | column_N)[order], value_N[order]
     return rest
+
+
+def _bits(columns: int) -> int:
+    """Bits of a column's number."""
+    return (columns - 1).bit_length()
+
+
+def _at_a_line(array: Integers) -> Tensor:
+    """A copy that begins where a cache line does, as PyTorch's memory does and numpy's does not."""
+    return torch.from_numpy(array).clone()
