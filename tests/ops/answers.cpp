@@ -119,7 +119,8 @@ static void elementwise() {
 static void mixers() {
     const long time = 19, heads = 4, groups = 2, width = 6, all = time * heads * width, few = time * groups * width;
     long attention[] = {1,   heads, groups,         time, time,  width,          all, width, heads * width,
-                        few, width, groups * width, few,  width, groups * width, all, width, heads * width};
+                        few, width, groups * width, few,  width, groups * width, all, width, heads * width,
+                        all, width, heads * width};
     float factors[] = {0.4f, 0.0f};
     std::vector<float> q = drawn(all, 1), k = drawn(few, 1), v = drawn(few, 1), g = drawn(all, 1);
     std::vector<float> y(all), normaliser(heads * time), by_q(all), by_k(few), by_v(few);
