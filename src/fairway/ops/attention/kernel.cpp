@@ -1,6 +1,6 @@
 // Causal attention, forward and backward, without ever storing the score matrix: see naive.py for the definition.
 //
-// Queries are taken in blocks; a block's scores against all keys it may see fit in cache. Products of bfloat16 tensors use
+// Queries are taken in strips; a strip's scores against all keys it may see fit in cache. Products of bfloat16 tensors use
 // bfloat16 dot instructions where the level has them (pairs of values in one 32-bit word, sums in float32), and float32
 // multiply-adds otherwise. Softmax is float32. The backward pass recomputes probabilities from the log-normalisers.
 
@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr long block = 32;
 constexpr long strip = 16;
 constexpr float log2_e = 1.44269504f;
 constexpr float ln_2 = 0.693147181f;
@@ -27,6 +26,8 @@ struct Shape {
 
     long repeats() const { return heads / groups; }
     long offset() const { return keys - queries; }
+    // Keys that the queries before `end` need.
+    long seen(long end) const { return rounded_up(offset() + end, grain); }
     // Numbers from one row over the keys to the next: never a power of two, for such rows would share places in the caches.
     long padded() const { return ((keys + 31) / 32 | 1) * 32; }
     long columns() const { return rounded_up(width, grain); }
@@ -49,22 +50,21 @@ inline void fetch(T* row, long width) {
     for (long i = 0; i < width; i += 64 / (long)sizeof(T)) __builtin_prefetch(row + i, 1);
 }
 
-// A block of queries: how many, the place of the first one among the keys, and how many keys any of them needs.
-struct Block {
-    long count, own, seen;
+// A strip of queries: the first one, how many, the place of the first one among the keys, and how many keys any of them needs.
+struct Strip {
+    long start, count, own, seen;
 
-    Block(const Shape& s, long start)
-        : count(std::min(block, s.queries - start)), own(s.offset() + start), seen(rounded_up(own + count, grain)) {}
-    // Keys that query i or others of its strip need.
-    long reach(long i) const { return std::min(rounded_up(own + i / strip * strip + strip, grain), seen); }
+    Strip(const Shape& s, long start)
+        : start(start), count(std::max(0L, std::min(strip, s.queries - start))), own(s.offset() + start),
+          seen(count ? s.seen(start + count) : 0) {}
 };
 
-// Up to `block` tokens as rows of operands along the width; missing tokens are zero.
+// Tokens as rows of operands along the width; missing tokens, up to `padded`, are zero.
 template <bool paired, class T>
-void pack_queries(const T* from, long stride, uint32_t* to, long tokens, long width) {
+void pack_queries(const T* from, long stride, uint32_t* to, long tokens, long padded, long width) {
     long depth = width / Product<paired>::depth;
     for (long t = 0; t < tokens; t++) widen_row<paired>(from + t * stride, to + t * depth, width);
-    std::memset(to + tokens * depth, 0, 4 * (block - tokens) * depth);
+    std::memset(to + tokens * depth, 0, 4 * (padded - tokens) * depth);
 }
 
 template <class T>
@@ -146,9 +146,9 @@ struct Slope {
 };
 
 // Two rows of scores `s` and of gradients by probabilities `g`, `ld` apart, to operands: along each row the gradients by the
-// scores, and across both rows these and the probabilities. Beyond `columns`, up to `seen`, what lies across is zero.
+// scores, and across both rows these and the probabilities. Beyond `columns`, up to `padded`, what lies across is zero.
 template <bool paired>
-void differentiate(float* s, float* g, long ld, const Slope* slope, float factor, float cap, long columns, long seen,
+void differentiate(float* s, float* g, long ld, const Slope* slope, float factor, float cap, long columns, long padded,
                    [[maybe_unused]] uint32_t* along, uint32_t* across_d, uint32_t* across_p) {
     for (long k = 0; k < columns; k += lanes) {
         Floats p[2], d[2];
@@ -172,12 +172,12 @@ void differentiate(float* s, float* g, long ld, const Slope* slope, float factor
         }
     }
     for (long r = 0; r < 2 && !paired; r++) {
-        std::fill_n(s + r * ld + columns, seen - columns, 0.0f);
-        std::fill_n(g + r * ld + columns, seen - columns, 0.0f);
+        std::fill_n(s + r * ld + columns, padded - columns, 0.0f);
+        std::fill_n(g + r * ld + columns, padded - columns, 0.0f);
     }
     if (paired) {
-        std::memset(across_d + columns, 0, 4 * (seen - columns));
-        std::memset(across_p + columns, 0, 4 * (seen - columns));
+        std::memset(across_d + columns, 0, 4 * (padded - columns));
+        std::memset(across_p + columns, 0, 4 * (padded - columns));
     }
 }
 
@@ -187,54 +187,50 @@ struct Room {
         lines;
 };
 
-// Products of a block's queries with the keys each strip of them may see.
+// Products of a strip's queries with the keys it may see.
 template <bool paired>
-void score(const uint32_t* query, const uint32_t* turned, float* scores, const Shape& s, const Block& now) {
+void score(const uint32_t* query, const uint32_t* turned, float* scores, const Shape& s, const Strip& now) {
     long depth = s.width / Product<paired>::depth, padded = s.padded();
-    for (long m = 0; m < now.count; m += strip)
-        multiply<paired>(query + m * depth, depth, turned, padded, scores + m * padded, padded, std::min(strip, now.count - m),
-                         now.reach(m), depth, false);
+    multiply<paired>(query, depth, turned, padded, scores, padded, now.count, now.seen, depth, false);
 }
 
 // Sums of lined-up keys, weighed by what lies along each query's row.
 template <bool paired>
-void weigh(const uint32_t* along, const uint32_t* lined, float* outputs, const Shape& s, const Block& now) {
+void weigh(const uint32_t* along, const uint32_t* lined, float* outputs, const Shape& s, const Strip& now) {
     constexpr long depth = Product<paired>::depth;
-    long ld = s.padded() / depth, columns = s.columns();
-    for (long m = 0; m < now.count; m += strip)
-        multiply<paired>(along + m * ld, ld, lined, columns, outputs + m * columns, columns, std::min(strip, now.count - m),
-                         columns, now.reach(m) / depth, false);
+    multiply<paired>(along, s.padded() / depth, lined, s.columns(), outputs, s.columns(), now.count, s.columns(),
+                     now.seen / depth, false);
 }
 
-// Adds to each key the sum of lined-up queries, weighed by what lies across.
+// Adds to each key the sum of the lined-up queries from `start` to `end`, weighed by what lies across.
 template <bool paired>
-void gather(const uint32_t* across, const uint32_t* lined, float* sums, const Shape& s, const Block& now) {
-    constexpr long depth = Product<paired>::depth, words = block / depth, second = grain > strip ? 0 : strip / depth;
-    long padded = s.padded(), columns = s.columns(), both = now.reach(0);
-    multiply_turned<paired>(across, padded, lined, columns, sums, columns, both, columns, words, true);
-    // The last keys are seen by the second strip alone.
-    multiply_turned<paired>(across + second * padded + both, padded, lined + second * columns, columns, sums + both * columns,
-                            columns, now.seen - both, columns, words - second, true);
+void gather(const uint32_t* across, const uint32_t* lined, float* sums, const Shape& s, long start, long end) {
+    constexpr long depth = Product<paired>::depth;
+    long padded = s.padded(), columns = s.columns(), done = 0;
+    for (long m = start; m < end; m += grain) {
+        // The last keys that these queries see are not seen by those before them.
+        long seen = s.seen(std::min(m + grain, end)), skipped = (m - start) / depth;
+        multiply_turned<paired>(across + skipped * padded + done, padded, lined + skipped * columns, columns,
+                                sums + done * columns, columns, seen - done, columns, rounded_up(end - m, grain) / depth, true);
+        done = seen;
+    }
 }
 
-// Scores of a block to operands, each row's share `inverse` of which are probabilities. `fetch` is called for every row.
-template <bool paired, class Fetch>
-void soften_block(const Shape& s, const Block& now, const int64_t* first, Room& room, float* inverse, float* normaliser,
-                  Fetch fetch) {
+// Scores of a strip to operands, each row's share `inverse` of which are probabilities.
+template <bool paired>
+void soften_strip(const Shape& s, const Strip& now, const int64_t* first, Room& room, float* inverse, float* normaliser) {
     constexpr long depth = Product<paired>::depth;
-    float factor = s.factor(), shift[block], total[block];
+    float factor = s.factor(), shift[strip], total[strip];
     long padded = s.padded();
     for (long i = 0; i < now.count; i++) {
         float* row = room.scores.data() + i * padded;
-        if (s.cap > 0) bound(row, now.reach(i), s.scale, s.cap);
-        hide(row, first ? first[i] : 0, now.own + i, now.reach(i));
-        shift[i] = largest_of(row, now.reach(i)) * factor;
+        if (s.cap > 0) bound(row, now.seen, s.scale, s.cap);
+        hide(row, first ? first[i] : 0, now.own + i, now.seen);
+        shift[i] = largest_of(row, now.seen) * factor;
     }
-    for (long i = 0; i < now.count; i++) {
-        uint32_t* to = room.along.data() + i * (padded / depth);
-        total[i] = soften<paired>(room.scores.data() + i * padded, to, factor, shift[i], now.reach(i));
-        fetch(i);
-    }
+    for (long i = 0; i < now.count; i++)
+        total[i] = soften<paired>(room.scores.data() + i * padded, room.along.data() + i * (padded / depth), factor, shift[i],
+                                  now.seen);
     for (long i = 0; i < now.count; i++) {
         inverse[i] = 1.0f / total[i];
         normaliser[i] = shift[i] * ln_2 + std::log(total[i]);
@@ -248,13 +244,13 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
     Rows<const T> keys(k, s.k, b, g), values(v, s.v, b, g);
     room.turned_k.resize(padded * s.width / depth);
     room.lined_v.resize(padded * columns / depth);
-    for (auto* words : {&room.query, &room.lines}) words->resize(block * s.width);
-    room.scores.resize(block * padded);
-    room.along.resize(block * padded);
-    room.outputs.resize(block * columns);
+    for (auto* words : {&room.query, &room.lines}) words->resize(strip * s.width);
+    room.scores.resize(strip * padded);
+    room.along.resize(strip * padded);
+    room.outputs.resize(strip * columns);
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
-        for (long start = 0; start < s.queries; start += block) {
-            Block now(s, start);
+        for (long start = 0; start < s.queries; start += strip) {
+            Strip now(s, start);
             Rows<const T> queries(q, s.q, b, h);
             Rows<T> to(y, s.y, b, h);
             for (; packed < now.seen; packed += 16) {
@@ -263,57 +259,74 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
                 pack_tokens<paired>(values[packed], s.v.token, room.lined_v.data() + packed / depth * columns, s.keys - packed,
                                     16, s.width, columns);
             }
-            pack_queries<paired>(queries[start], s.q.token, room.query.data(), now.count, s.width);
+            for (long i = 0; i < now.count; i++) fetch(to[start + i], s.width);
+            pack_queries<paired>(queries[start], s.q.token, room.query.data(), now.count, strip, s.width);
             score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), s, now);
-            float inverse[block];
-            soften_block<paired>(s, now, s.first ? s.first + b * s.queries + start : nullptr, room, inverse,
-                                 normaliser + (b * s.heads + h) * s.queries + start,
-                                 [&](long i) { fetch(to[start + i], s.width); });
+            float inverse[strip];
+            soften_strip<paired>(s, now, s.first ? s.first + b * s.queries + start : nullptr, room, inverse,
+                                 normaliser + (b * s.heads + h) * s.queries + start);
             weigh<paired>(room.along.data(), room.lined_v.data(), room.outputs.data(), s, now);
             for (long i = 0; i < now.count; i++) put_row(to[start + i], room.outputs.data() + i * columns, inverse[i], s.width);
         }
 }
 
-// Scores and their gradients of a block of queries, as operands for the three products that follow. `fetch` is called for
-// every row.
-template <bool paired, class T, class Fetch>
-void differentiate_block(const Rows<const T>& up, const Rows<const T>& out, const float* normaliser, const int64_t* first,
-                         const Shape& s, const Block& now, long start, Room& room, Fetch fetch) {
+// Where a strip's scores and their gradients are, and where they go as operands.
+struct Sheet {
+    float *scores, *gradients;
+    uint32_t *along, *across_d, *across_p;
+};
+
+// Scores and their gradients of a strip as operands for the three products that follow. What lies across ends in zeros up to
+// `padded`.
+template <bool paired, class T>
+void differentiate_strip(const Rows<const T>& up, const Rows<const T>& out, const float* normaliser, const int64_t* first,
+                         const Shape& s, const Strip& now, const Sheet& sheet, long padded) {
     constexpr long depth = Product<paired>::depth;
-    long padded = s.padded();
-    Slope slope[block] = {};
-    for (long i = 0; i < block; i++) {
-        long columns = i < now.count ? now.reach(i) : now.count % 2 && i == now.count ? now.reach(i - 1) : 0;
-        float* row = room.scores.data() + i * padded;
+    long ld = s.padded();
+    Slope slope[strip] = {};
+    for (long i = 0; i < strip; i++) {
+        float* row = sheet.scores + i * ld;
         if (i >= now.count) {
-            std::fill_n(row, columns, -INFINITY);
-            std::fill_n(room.gradients.data() + i * padded, columns, 0.0f);
+            std::fill_n(row, now.seen, -INFINITY);
+            std::fill_n(sheet.gradients + i * ld, now.seen, 0.0f);
             continue;
         }
-        if (s.cap > 0) bound(row, columns, s.scale, s.cap);
-        hide(row, first ? first[i] : 0, now.own + i, columns);
-        slope[i] = {normaliser[i] * log2_e, dot(up[start + i], out[start + i], s.width)};
+        if (s.cap > 0) bound(row, now.seen, s.scale, s.cap);
+        hide(row, first ? first[now.start + i] : 0, now.own + i, now.seen);
+        slope[i] = {normaliser[now.start + i] * log2_e, dot(up[now.start + i], out[now.start + i], s.width)};
     }
-    for (long i = 0; i < block; i += 2) {
-        differentiate<paired>(room.scores.data() + i * padded, room.gradients.data() + i * padded, padded, slope + i, s.factor(),
-                              s.cap, i < now.count ? now.reach(i) : 0, now.seen, room.along.data() + i * (padded / depth),
-                              room.across_d.data() + i / 2 * padded, room.across_p.data() + i / 2 * padded);
-        for (long r = i; r < std::min(i + 2, now.count); r++) fetch(r);
-    }
+    for (long i = 0; i < strip; i += 2)
+        differentiate<paired>(sheet.scores + i * ld, sheet.gradients + i * ld, ld, slope + i, s.factor(), s.cap, now.seen, padded,
+                              sheet.along + i * (ld / depth), sheet.across_d + i / 2 * ld, sheet.across_p + i / 2 * ld);
 }
+
+// Queries whose share in the gradients by keys and values is added at a time.
+template <bool paired>
+constexpr long block = 32 * Product<paired>::depth;
 
 template <bool paired>
 void make_room(Room& room, const Shape& s) {
-    constexpr long depth = Product<paired>::depth;
+    constexpr long depth = Product<paired>::depth, queries = block<paired>;
     long padded = s.padded(), columns = s.columns();
     for (auto* words : {&room.turned_k, &room.turned_v}) words->resize(padded * s.width / depth);
     room.lined_k.resize(padded * columns / depth);
-    for (auto* words : {&room.query, &room.upstream, &room.lines}) words->resize(block * s.width);
-    for (auto* words : {&room.along, &room.across_d, &room.across_p}) words->resize(block * padded);
-    for (auto* words : {&room.lined_query, &room.lined_up}) words->resize(block * columns);
-    for (auto* floats : {&room.scores, &room.gradients}) floats->resize(block * padded);
-    room.outputs.resize(block * columns);
+    for (auto* words : {&room.query, &room.upstream, &room.lines}) words->resize(queries * s.width);
+    for (auto* words : {&room.lined_query, &room.lined_up}) words->resize(queries * columns);
+    for (auto* floats : {&room.scores, &room.gradients}) floats->resize((paired ? strip : queries) * padded);
+    room.along.resize(strip * padded);
+    for (auto* words : {&room.across_d, &room.across_p}) words->resize(queries / 2 * padded);
+    room.outputs.resize(strip * columns);
     for (auto* sums : {&room.sums_k, &room.sums_v}) sums->clear(padded * columns);
+}
+
+// The strip of a block that begins after its `m`-th query. Unpaired, gradients and probabilities lie across where they already
+// lie along, and so stay until the block ends.
+template <bool paired>
+Sheet sheet(const Room& room, long m, long padded) {
+    long kept = paired ? 0 : m * padded, pairs = m / 2 * padded;
+    float *scores = room.scores.data() + kept, *gradients = room.gradients.data() + kept;
+    uint32_t* along = paired ? room.along.data() : (uint32_t*)gradients;
+    return {scores, gradients, along, room.across_d.data() + pairs, room.across_p.data() + pairs};
 }
 
 template <bool paired, class T>
@@ -323,16 +336,12 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
     long padded = s.padded(), columns = s.columns(), packed = 0;
     Rows<const T> keys(k, s.k, b, g), values(v, s.v, b, g);
     make_room<paired>(room, s);
-    // Unpaired, gradients and probabilities lie across where they already lie along.
-    const uint32_t* along = paired ? room.along.data() : (const uint32_t*)room.gradients.data();
-    const uint32_t* across_d = paired ? room.across_d.data() : (const uint32_t*)room.gradients.data();
-    const uint32_t* across_p = paired ? room.across_p.data() : (const uint32_t*)room.scores.data();
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
-        for (long start = 0; start < s.queries; start += block) {
-            Block now(s, start);
+        for (long start = 0; start < s.queries; start += block<paired>) {
+            long end = std::min(start + block<paired>, s.queries), filled = rounded_up(end - start, grain);
             Rows<const T> queries(q, s.q, b, h), up(g_y, s.g_y, b, h), out(y, s.y, b, h);
             Rows<T> by_query(g_q, {s.queries * s.heads * s.width, s.width, s.heads * s.width}, b, h);
-            for (; packed < now.seen; packed += 16) {
+            for (; packed < s.seen(end); packed += 16) {
                 long left = s.keys - packed;
                 pack_turned16<paired>(keys[packed], s.k.token, room.turned_k.data() + packed, left, padded, s.width,
                                       room.lines.data());
@@ -341,20 +350,27 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
                 pack_tokens<paired>(keys[packed], s.k.token, room.lined_k.data() + packed / depth * columns, left, 16, s.width,
                                     columns);
             }
-            pack_queries<paired>(queries[start], s.q.token, room.query.data(), now.count, s.width);
-            pack_queries<paired>(up[start], s.g_y.token, room.upstream.data(), now.count, s.width);
-            pack_tokens<paired>(queries[start], s.q.token, room.lined_query.data(), now.count, block, s.width, columns);
-            pack_tokens<paired>(up[start], s.g_y.token, room.lined_up.data(), now.count, block, s.width, columns);
-            score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), s, now);
-            score<paired>(room.upstream.data(), room.turned_v.data(), room.gradients.data(), s, now);
-            differentiate_block<paired>(up, out, normaliser + (b * s.heads + h) * s.queries + start,
-                                        s.first ? s.first + b * s.queries + start : nullptr, s, now, start, room,
-                                        [&](long i) { fetch(by_query[start + i], s.width); });
-            weigh<paired>(along, room.lined_k.data(), room.outputs.data(), s, now);
-            for (long i = 0; i < now.count; i++)
-                put_row(by_query[start + i], room.outputs.data() + i * columns, s.scale, s.width);
-            gather<paired>(across_d, room.lined_query.data(), room.sums_k.data(), s, now);
-            gather<paired>(across_p, room.lined_up.data(), room.sums_v.data(), s, now);
+            pack_queries<paired>(queries[start], s.q.token, room.query.data(), end - start, filled, s.width);
+            pack_queries<paired>(up[start], s.g_y.token, room.upstream.data(), end - start, filled, s.width);
+            pack_tokens<paired>(queries[start], s.q.token, room.lined_query.data(), end - start, filled, s.width, columns);
+            pack_tokens<paired>(up[start], s.g_y.token, room.lined_up.data(), end - start, filled, s.width, columns);
+            for (long m = 0; m < filled; m += strip) {
+                Strip now(s, start + m);
+                Sheet at = sheet<paired>(room, m, padded);
+                for (long i = 0; i < now.count; i++) fetch(by_query[now.start + i], s.width);
+                score<paired>(room.query.data() + m * s.width / depth, room.turned_k.data(), at.scores, s, now);
+                score<paired>(room.upstream.data() + m * s.width / depth, room.turned_v.data(), at.gradients, s, now);
+                differentiate_strip<paired>(up, out, normaliser + (b * s.heads + h) * s.queries,
+                                            s.first ? s.first + b * s.queries : nullptr, s, now, at,
+                                            s.seen(std::min(start + rounded_up(m + 1, grain), end)));
+                weigh<paired>(at.along, room.lined_k.data(), room.outputs.data(), s, now);
+                for (long i = 0; i < now.count; i++)
+                    put_row(by_query[now.start + i], room.outputs.data() + i * columns, s.scale, s.width);
+            }
+            Sheet all = sheet<paired>(room, 0, padded);
+            gather<paired>(paired ? all.across_d : (uint32_t*)all.gradients, room.lined_query.data(), room.sums_k.data(), s, start,
+                           end);
+            gather<paired>(paired ? all.across_p : (uint32_t*)all.scores, room.lined_up.data(), room.sums_v.data(), s, start, end);
         }
     Strides of_keys{s.keys * s.groups * s.width, s.width, s.groups * s.width};
     Rows<T> by_key(g_k, of_keys, b, g), by_value(g_v, of_keys, b, g);
