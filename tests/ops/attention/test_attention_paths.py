@@ -105,6 +105,15 @@ def test_the_same_threads_give_the_same_bits(level: str | None) -> None:
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)
+def test_how_the_upstream_gradient_lies_in_memory_changes_nothing(level: str | None) -> None:
+    q, k, v, up, _ = drawn((2, 4, 2, 35, 35, 32), torch.bfloat16)
+    layouts = (up, up.transpose(1, 2).contiguous().transpose(1, 2), up.repeat_interleave(2, -1)[..., ::2])
+    with at_level(level):
+        runs = [gradients(fastest.attend, q, k, v, layout, None, None) for layout in layouts]
+    assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_a_value_that_is_not_a_number_reaches_everyone_who_sees_it(level: str | None) -> None:
     q, k, v, _, _ = drawn((1, 1, 1, 40, 40, 16), torch.float32)
     v[0, 0, 25, 3] = float("nan")

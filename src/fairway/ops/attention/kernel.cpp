@@ -1,6 +1,6 @@
 // Causal attention, forward and backward, without ever storing the score matrix: see naive.py for the definition.
 //
-// Queries are taken in blocks; a block's scores against all keys it may see fit in cache. Products of bfloat16 tensors use
+// Queries are taken in strips; a strip's scores against all keys it may see fit in cache. Products of bfloat16 tensors use
 // bfloat16 dot instructions where the level has them (pairs of values in one 32-bit word, sums in float32), and float32
 // multiply-adds otherwise. Softmax is float32. The backward pass recomputes probabilities from the log-normalisers.
 
@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr long block = 32;
 constexpr long strip = 16;
 constexpr float log2_e = 1.44269504f;
 constexpr float ln_2 = 0.693147181f;
@@ -22,29 +21,50 @@ struct Strides {
 struct Shape {
     long batch, heads, groups, queries, keys, width;
     float scale, cap;
-    Strides q, k, v, y;
+    Strides q, k, v, y, g_y;
     const int64_t* first;
 
     long repeats() const { return heads / groups; }
     long offset() const { return keys - queries; }
+    // Keys that the queries before `end` need.
+    long seen(long end) const { return rounded_up(offset() + end, grain); }
+    // Numbers from one row over the keys to the next: never a power of two, for such rows would share places in the caches.
+    long padded() const { return ((keys + 31) / 32 | 1) * 32; }
+    long columns() const { return rounded_up(width, grain); }
+    float factor() const { return (cap > 0 ? 1.0f : scale) * log2_e; }
 };
 
-// Up to `block` tokens as rows of operands along the width; missing tokens are zero.
-template <bool paired, class T>
-void pack_queries(const T* from, long stride, uint32_t* to, long tokens, long width) {
-    long depth = width / Product<paired>::depth;
-    for (long t = 0; t < tokens; t++) widen_row<paired>(from + t * stride, to + t * depth, width);
-    std::memset(to + tokens * depth, 0, 4 * (block - tokens) * depth);
+// The tokens of one head.
+template <class T>
+struct Rows {
+    T* first;
+    long stride;
+
+    Rows(T* from, const Strides& by, long batch, long head) : first(from + batch * by.batch + head * by.head), stride(by.token) {}
+    T* operator[](long t) const { return first + t * stride; }
+};
+
+// Asks for a row before it is written: where stores miss the caches, what follows them waits.
+template <class T>
+inline void fetch(T* row, long width) {
+    for (long i = 0; i < width; i += 64 / (long)sizeof(T)) __builtin_prefetch(row + i, 1);
 }
 
-// Up to `block` tokens as one row of operands for each feature, along the tokens; missing tokens are zero. `lines` is room.
+// A strip of queries: the first one, how many, the place of the first one among the keys, and how many keys any of them needs.
+struct Strip {
+    long start, count, own, seen;
+
+    Strip(const Shape& s, long start)
+        : start(start), count(std::max(0L, std::min(strip, s.queries - start))), own(s.offset() + start),
+          seen(count ? s.seen(start + count) : 0) {}
+};
+
+// Tokens as rows of operands along the width; missing tokens, up to `padded`, are zero.
 template <bool paired, class T>
-void pack_features(const T* from, long stride, uint32_t* to, long tokens, long width, uint32_t* lines) {
-    constexpr long words = block / Product<paired>::depth;
-    long columns = rounded_up(width, 16);
-    pack_tokens<paired>(from, stride, lines, tokens, block, width, columns);
-    for (long p = 0; p < words; p += 16)
-        for (long i = 0; i < width; i += 16) turn16(lines + p * columns + i, columns, 16, to + i * words + p, words, 16);
+void pack_queries(const T* from, long stride, uint32_t* to, long tokens, long padded, long width) {
+    long depth = width / Product<paired>::depth;
+    for (long t = 0; t < tokens; t++) widen_row<paired>(from + t * stride, to + t * depth, width);
+    std::memset(to + tokens * depth, 0, 4 * (padded - tokens) * depth);
 }
 
 template <class T>
@@ -52,18 +72,6 @@ void put_row(T* to, const float* from, float scale, long count) {
     long i = 0;
     for (; i + lanes <= count; i += lanes) store(to + i, load(from + i) * scale);
     for (; i < count; i++) put(to + i, from[i] * scale);
-}
-
-// A (width, keys) matrix to (key, group, width) rows.
-template <class T>
-void put_turned(T* to, const float* from, long ld, const Shape& s) {
-    alignas(64) float turned[16 * 16];
-    for (long t = 0; t < s.keys; t += 16)
-        for (long c = 0; c < s.width; c += 16) {
-            turn16((const uint32_t*)(from + c * ld + t), ld, 16, (uint32_t*)turned, 16, 16);
-            for (long i = 0; i < std::min(16L, s.keys - t); i++)
-                put_row(to + (t + i) * s.groups * s.width + c, turned + 16 * i, 1.0f, std::min(16L, s.width - c));
-        }
 }
 
 template <class T>
@@ -75,9 +83,6 @@ float dot(const T* a, const T* b, long count) {
     for (; i < count; i++) rest += to_float(a[i]) * to_float(b[i]);
     return sum(sums) + rest;
 }
-
-// Columns that a strip of queries needs whose first one stands at key `own`.
-inline long reach(long own, long keys) { return std::min(rounded_up(own + strip, step), keys); }
 
 // Minus infinity where query and key must not meet.
 void hide(float* s, long first, long own, long columns) {
@@ -94,20 +99,31 @@ void bound(float* s, long columns, float scale, float cap) {
 }
 
 float largest_of(const float* s, long columns) {
-    Floats most[4] = {all(-INFINITY), all(-INFINITY), all(-INFINITY), all(-INFINITY)};
-    for (long k = 0; k < columns; k += lanes) most[k / lanes % 4] = larger(load(s + k), most[k / lanes % 4]);
-    return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])));
+    Floats even = all(-INFINITY), odd = even;
+    long k = 0;
+    for (; k + pair <= columns; k += pair) {
+        even = larger(load(s + k), even);
+        odd = larger(load(s + k + lanes), odd);
+    }
+    if (k < columns) even = larger(load(s + k), even);
+    return largest(larger(even, odd));
 }
 
 // 2^(factor s - shift) along a row as operands; returns the sum.
 template <bool paired>
 float soften(const float* s, uint32_t* to, float factor, float shift, long columns) {
     Floats first{}, second{};
-    for (long k = 0; k < columns; k += pair) {
+    long k = 0;
+    for (; k + pair <= columns; k += pair) {
         Floats a = power<paired>(load(s + k) * factor - shift), b = power<paired>(load(s + k + lanes) * factor - shift);
         first += a;
         second += b;
         put_along<paired>(to + k / Product<paired>::depth, a, b);
+    }
+    if (k < columns) {
+        Floats a = power<paired>(load(s + k) * factor - shift);
+        first += a;
+        put_along<paired>(to + k / Product<paired>::depth, a);
     }
     return sum(first + second);
 }
@@ -116,14 +132,14 @@ float soften(const float* s, uint32_t* to, float factor, float shift, long colum
 struct Slope {
     float shift, delta;
 
-    // Probability, and the gradient by the score, from a score and the gradient by its probability.
+    // Probability, and the gradient by the score before its scale, from a score and the gradient by its probability.
     template <bool paired>
-    void at(const float* s, const float* g, float factor, const Shape& shape, Floats& p, Floats& d) const {
+    void at(const float* s, const float* g, float factor, float cap, Floats& p, Floats& d) const {
         Floats score = load(s);
         p = power<paired>(score * factor - shift);
-        d = p * (load(g) - delta) * shape.scale;
-        if (shape.cap > 0) {
-            Floats share = score / shape.cap;
+        d = p * (load(g) - delta);
+        if (cap > 0) {
+            Floats share = score / cap;
             d = select(p > Floats{}, d * (1.0f - share * share), Floats{});
         }
     }
@@ -132,11 +148,11 @@ struct Slope {
 // Two rows of scores `s` and of gradients by probabilities `g`, `ld` apart, to operands: along each row the gradients by the
 // scores, and across both rows these and the probabilities. Beyond `columns`, up to `padded`, what lies across is zero.
 template <bool paired>
-void differentiate(float* s, float* g, long ld, const Slope* slope, float factor, const Shape& shape, long columns,
-                   long padded, [[maybe_unused]] uint32_t* along, uint32_t* across_d, uint32_t* across_p) {
+void differentiate(float* s, float* g, long ld, const Slope* slope, float factor, float cap, long columns, long padded,
+                   [[maybe_unused]] uint32_t* along, uint32_t* across_d, uint32_t* across_p) {
     for (long k = 0; k < columns; k += lanes) {
         Floats p[2], d[2];
-        for (long r = 0; r < 2; r++) slope[r].at<paired>(s + r * ld + k, g + r * ld + k, factor, shape, p[r], d[r]);
+        for (long r = 0; r < 2; r++) slope[r].at<paired>(s + r * ld + k, g + r * ld + k, factor, cap, p[r], d[r]);
 #if defined(__AVX512BF16__)
         if (paired) {
             const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
@@ -167,152 +183,208 @@ void differentiate(float* s, float* g, long ld, const Slope* slope, float factor
 
 struct Room {
     Growing<float> scores, gradients, outputs, sums_k, sums_v;
-    Growing<uint32_t> turned_k, turned_v, lined_k, lined_v, query, upstream, along, across_d, across_p, query_across, up_across,
+    Growing<uint32_t> turned_k, turned_v, lined_k, lined_v, query, upstream, along, across_d, across_p, lined_query, lined_up,
         lines;
 };
 
-// Products of a block's queries with the keys each strip of them may see.
+// Products of a strip's queries with the keys it may see.
 template <bool paired>
-void score(const uint32_t* query, const uint32_t* turned, float* scores, long padded, long count, long own, long seen,
-           long depth) {
-    for (long m = 0; m < count; m += strip)
-        multiply<paired>(query + m * depth, depth, turned, padded, scores + m * padded, padded, std::min(strip, count - m),
-                         reach(own + m, seen), depth, false);
+void score(const uint32_t* query, const uint32_t* turned, float* scores, const Shape& s, const Strip& now) {
+    long depth = s.width / Product<paired>::depth, padded = s.padded();
+    multiply<paired>(query, depth, turned, padded, scores, padded, now.count, now.seen, depth, false);
 }
 
-// Sums of lined-up tokens, weighed by what lies along each query's row.
+// Sums of lined-up keys, weighed by what lies along each query's row.
 template <bool paired>
-void weigh(const uint32_t* along, const uint32_t* lined, float* outputs, long padded, long columns, long count, long own,
-           long seen) {
+void weigh(const uint32_t* along, const uint32_t* lined, float* outputs, const Shape& s, const Strip& now) {
     constexpr long depth = Product<paired>::depth;
-    for (long m = 0; m < count; m += strip)
-        multiply<paired>(along + m * (padded / depth), padded / depth, lined, columns, outputs + m * columns, columns,
-                         std::min(strip, count - m), columns, reach(own + m, seen) / depth, false);
+    multiply<paired>(along, s.padded() / depth, lined, s.columns(), outputs, s.columns(), now.count, s.columns(),
+                     now.seen / depth, false);
+}
+
+// Adds to each key the sum of the lined-up queries from `start` to `end`, weighed by what lies across.
+template <bool paired>
+void gather(const uint32_t* across, const uint32_t* lined, float* sums, const Shape& s, long start, long end) {
+    constexpr long depth = Product<paired>::depth;
+    long padded = s.padded(), columns = s.columns(), done = 0;
+    for (long m = start; m < end; m += grain) {
+        // The last keys that these queries see are not seen by those before them.
+        long seen = s.seen(std::min(m + grain, end)), skipped = (m - start) / depth;
+        multiply_turned<paired>(across + skipped * padded + done, padded, lined + skipped * columns, columns,
+                                sums + done * columns, columns, seen - done, columns, rounded_up(end - m, grain) / depth, true);
+        done = seen;
+    }
+}
+
+// Scores of a strip to operands, each row's share `inverse` of which are probabilities.
+template <bool paired>
+void soften_strip(const Shape& s, const Strip& now, const int64_t* first, Room& room, float* inverse, float* normaliser) {
+    constexpr long depth = Product<paired>::depth;
+    float factor = s.factor(), shift[strip], total[strip];
+    long padded = s.padded();
+    for (long i = 0; i < now.count; i++) {
+        float* row = room.scores.data() + i * padded;
+        if (s.cap > 0) bound(row, now.seen, s.scale, s.cap);
+        hide(row, first ? first[i] : 0, now.own + i, now.seen);
+        shift[i] = largest_of(row, now.seen) * factor;
+    }
+    for (long i = 0; i < now.count; i++)
+        total[i] = soften<paired>(room.scores.data() + i * padded, room.along.data() + i * (padded / depth), factor, shift[i],
+                                  now.seen);
+    for (long i = 0; i < now.count; i++) {
+        inverse[i] = 1.0f / total[i];
+        normaliser[i] = shift[i] * ln_2 + std::log(total[i]);
+    }
 }
 
 template <bool paired, class T>
 void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, const Shape& s, long b, long g, Room& room) {
     constexpr long depth = Product<paired>::depth;
-    long padded = rounded_up(s.keys, step), columns = rounded_up(s.width, step);
-    const T* keys = k + b * s.k.batch + g * s.k.head;
-    const T* values = v + b * s.v.batch + g * s.v.head;
+    long padded = s.padded(), columns = s.columns(), packed = 0;
+    Rows<const T> keys(k, s.k, b, g), values(v, s.v, b, g);
     room.turned_k.resize(padded * s.width / depth);
     room.lined_v.resize(padded * columns / depth);
-    room.query.resize(block * s.width);
-    room.scores.resize(block * padded);
-    room.along.resize(block * padded);
-    room.outputs.resize(block * columns);
-    pack_turned<paired>(keys, s.k.token, room.turned_k.data(), s.keys, padded, s.width);
-    pack_tokens<paired>(values, s.v.token, room.lined_v.data(), s.keys, padded, s.width, columns);
-    float factor = (s.cap > 0 ? 1.0f : s.scale) * log2_e;
+    for (auto* words : {&room.query, &room.lines}) words->resize(strip * s.width);
+    room.scores.resize(strip * padded);
+    room.along.resize(strip * padded);
+    room.outputs.resize(strip * columns);
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
-        for (long start = 0; start < s.queries; start += block) {
-            long count = std::min(block, s.queries - start), own = s.offset() + start;
-            long seen = rounded_up(own + count, step);
-            pack_queries<paired>(q + b * s.q.batch + h * s.q.head + start * s.q.token, s.q.token, room.query.data(), count,
-                                 s.width);
-            score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), padded, count, own, seen,
-                          s.width / depth);
-            float inverse[block];
-            for (long i = 0; i < count; i++) {
-                float* row = room.scores.data() + i * padded;
-                long t = start + i, width = reach(own + i / strip * strip, seen);
-                if (s.cap > 0) bound(row, width, s.scale, s.cap);
-                hide(row, s.first ? s.first[b * s.queries + t] : 0, own + i, width);
-                float shift = largest_of(row, width) * factor;
-                float total = soften<paired>(row, room.along.data() + i * (padded / depth), factor, shift, width);
-                inverse[i] = 1.0f / total;
-                normaliser[(b * s.heads + h) * s.queries + t] = shift * ln_2 + std::log(total);
+        for (long start = 0; start < s.queries; start += strip) {
+            Strip now(s, start);
+            Rows<const T> queries(q, s.q, b, h);
+            Rows<T> to(y, s.y, b, h);
+            for (; packed < now.seen; packed += 16) {
+                pack_turned16<paired>(keys[packed], s.k.token, room.turned_k.data() + packed, s.keys - packed, padded, s.width,
+                                      room.lines.data());
+                pack_tokens<paired>(values[packed], s.v.token, room.lined_v.data() + packed / depth * columns, s.keys - packed,
+                                    16, s.width, columns);
             }
-            weigh<paired>(room.along.data(), room.lined_v.data(), room.outputs.data(), padded, columns, count, own, seen);
-            for (long i = 0; i < count; i++) {
-                T* to = y + b * s.y.batch + h * s.y.head + (start + i) * s.y.token;
-                put_row(to, room.outputs.data() + i * columns, inverse[i], s.width);
-            }
+            for (long i = 0; i < now.count; i++) fetch(to[start + i], s.width);
+            pack_queries<paired>(queries[start], s.q.token, room.query.data(), now.count, strip, s.width);
+            score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), s, now);
+            float inverse[strip];
+            soften_strip<paired>(s, now, s.first ? s.first + b * s.queries + start : nullptr, room, inverse,
+                                 normaliser + (b * s.heads + h) * s.queries + start);
+            weigh<paired>(room.along.data(), room.lined_v.data(), room.outputs.data(), s, now);
+            for (long i = 0; i < now.count; i++) put_row(to[start + i], room.outputs.data() + i * columns, inverse[i], s.width);
         }
 }
 
-// Scores and their gradients of a block of queries, as operands for the three products that follow.
+// Where a strip's scores and their gradients are, and where they go as operands.
+struct Sheet {
+    float *scores, *gradients;
+    uint32_t *along, *across_d, *across_p;
+};
+
+// Scores and their gradients of a strip as operands for the three products that follow. What lies across ends in zeros up to
+// `padded`.
 template <bool paired, class T>
-void differentiate_block(const T* up, const T* out, const float* normaliser, const int64_t* first, const Shape& s, long count,
-                         long own, long seen, long padded, Room& room) {
+void differentiate_strip(const Rows<const T>& up, const Rows<const T>& out, const float* normaliser, const int64_t* first,
+                         const Shape& s, const Strip& now, const Sheet& sheet, long padded) {
     constexpr long depth = Product<paired>::depth;
-    float factor = (s.cap > 0 ? 1.0f : s.scale) * log2_e;
-    for (long i = 0; i < block; i += 2) {
-        long width = i < count ? reach(own + i / strip * strip, seen) : 0;
-        float* row = room.scores.data() + i * padded;
-        float* slopes = room.gradients.data() + i * padded;
-        Slope slope[2] = {};
-        for (long r = 0; r < 2; r++) {
-            if (i + r >= count) {
-                std::fill_n(row + r * padded, width, -INFINITY);
-                std::fill_n(slopes + r * padded, width, 0.0f);
-                continue;
-            }
-            if (s.cap > 0) bound(row + r * padded, width, s.scale, s.cap);
-            hide(row + r * padded, first ? first[i + r] : 0, own + i + r, width);
-            slope[r] = {normaliser[i + r] * log2_e, dot(up + (i + r) * s.y.token, out + (i + r) * s.y.token, s.width)};
+    long ld = s.padded();
+    Slope slope[strip] = {};
+    for (long i = 0; i < strip; i++) {
+        float* row = sheet.scores + i * ld;
+        if (i >= now.count) {
+            std::fill_n(row, now.seen, -INFINITY);
+            std::fill_n(sheet.gradients + i * ld, now.seen, 0.0f);
+            continue;
         }
-        differentiate<paired>(row, slopes, padded, slope, factor, s, width, seen, room.along.data() + i * (padded / depth),
-                              room.across_d.data() + i / 2 * padded, room.across_p.data() + i / 2 * padded);
+        if (s.cap > 0) bound(row, now.seen, s.scale, s.cap);
+        hide(row, first ? first[now.start + i] : 0, now.own + i, now.seen);
+        slope[i] = {normaliser[now.start + i] * log2_e, dot(up[now.start + i], out[now.start + i], s.width)};
     }
+    for (long i = 0; i < strip; i += 2)
+        differentiate<paired>(sheet.scores + i * ld, sheet.gradients + i * ld, ld, slope + i, s.factor(), s.cap, now.seen, padded,
+                              sheet.along + i * (ld / depth), sheet.across_d + i / 2 * ld, sheet.across_p + i / 2 * ld);
+}
+
+// Queries whose share in the gradients by keys and values is added at a time.
+template <bool paired>
+constexpr long block = 32 * Product<paired>::depth;
+
+template <bool paired>
+void make_room(Room& room, const Shape& s) {
+    constexpr long depth = Product<paired>::depth, queries = block<paired>;
+    long padded = s.padded(), columns = s.columns();
+    for (auto* words : {&room.turned_k, &room.turned_v}) words->resize(padded * s.width / depth);
+    room.lined_k.resize(padded * columns / depth);
+    for (auto* words : {&room.query, &room.upstream, &room.lines}) words->resize(queries * s.width);
+    for (auto* words : {&room.lined_query, &room.lined_up}) words->resize(queries * columns);
+    for (auto* floats : {&room.scores, &room.gradients}) floats->resize((paired ? strip : queries) * padded);
+    room.along.resize(strip * padded);
+    for (auto* words : {&room.across_d, &room.across_p}) words->resize(queries / 2 * padded);
+    room.outputs.resize(strip * columns);
+    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->clear(padded * columns);
+}
+
+// The strip of a block that begins after its `m`-th query. Unpaired, gradients and probabilities lie across where they already
+// lie along, and so stay until the block ends.
+template <bool paired>
+Sheet sheet(const Room& room, long m, long padded) {
+    long kept = paired ? 0 : m * padded, pairs = m / 2 * padded;
+    float *scores = room.scores.data() + kept, *gradients = room.gradients.data() + kept;
+    uint32_t* along = paired ? room.along.data() : (uint32_t*)gradients;
+    return {scores, gradients, along, room.across_d.data() + pairs, room.across_p.data() + pairs};
 }
 
 template <bool paired, class T>
 void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y, const float* normaliser, T* g_q, T* g_k,
                     T* g_v, const Shape& s, long b, long g, Room& room) {
     constexpr long depth = Product<paired>::depth;
-    long padded = rounded_up(s.keys, step), columns = rounded_up(s.width, step), features = rounded_up(s.width, 16);
-    const T* keys = k + b * s.k.batch + g * s.k.head;
-    const T* values = v + b * s.v.batch + g * s.v.head;
-    for (auto* words : {&room.turned_k, &room.turned_v}) words->resize(padded * s.width / depth);
-    room.lined_k.resize(padded * columns / depth);
-    for (auto* words : {&room.query, &room.upstream}) words->resize(block * s.width);
-    for (auto* words : {&room.along, &room.across_d, &room.across_p}) words->resize(block * padded);
-    for (auto* words : {&room.query_across, &room.up_across, &room.lines}) words->resize(block * features);
-    for (auto* floats : {&room.scores, &room.gradients}) floats->resize(block * padded);
-    room.outputs.resize(block * columns);
-    for (auto* sums : {&room.sums_k, &room.sums_v}) sums->clear(padded * features);
-    pack_turned<paired>(keys, s.k.token, room.turned_k.data(), s.keys, padded, s.width);
-    pack_turned<paired>(values, s.v.token, room.turned_v.data(), s.keys, padded, s.width);
-    pack_tokens<paired>(keys, s.k.token, room.lined_k.data(), s.keys, padded, s.width, columns);
-    // Unpaired, gradients and probabilities lie across where they already lie along.
-    const uint32_t* along = paired ? room.along.data() : (const uint32_t*)room.gradients.data();
-    const uint32_t* across_d = paired ? room.across_d.data() : (const uint32_t*)room.gradients.data();
-    const uint32_t* across_p = paired ? room.across_p.data() : (const uint32_t*)room.scores.data();
+    long padded = s.padded(), columns = s.columns(), packed = 0;
+    Rows<const T> keys(k, s.k, b, g), values(v, s.v, b, g);
+    make_room<paired>(room, s);
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
-        for (long start = 0; start < s.queries; start += block) {
-            long count = std::min(block, s.queries - start), own = s.offset() + start, seen = rounded_up(own + count, step);
-            const T* query = q + b * s.q.batch + h * s.q.head + start * s.q.token;
-            const T* up = g_y + b * s.y.batch + h * s.y.head + start * s.y.token;
-            const T* out = y + b * s.y.batch + h * s.y.head + start * s.y.token;
-            pack_queries<paired>(query, s.q.token, room.query.data(), count, s.width);
-            pack_queries<paired>(up, s.y.token, room.upstream.data(), count, s.width);
-            pack_features<paired>(query, s.q.token, room.query_across.data(), count, s.width, room.lines.data());
-            pack_features<paired>(up, s.y.token, room.up_across.data(), count, s.width, room.lines.data());
-            score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), padded, count, own, seen,
-                          s.width / depth);
-            score<paired>(room.upstream.data(), room.turned_v.data(), room.gradients.data(), padded, count, own, seen,
-                          s.width / depth);
-            differentiate_block<paired>(up, out, normaliser + (b * s.heads + h) * s.queries + start,
-                                        s.first ? s.first + b * s.queries + start : nullptr, s, count, own, seen, padded, room);
-            weigh<paired>(along, room.lined_k.data(), room.outputs.data(), padded, columns, count, own, seen);
-            for (long i = 0; i < count; i++) {
-                T* to = g_q + ((b * s.queries + start + i) * s.heads + h) * s.width;
-                put_row(to, room.outputs.data() + i * columns, 1.0f, s.width);
+        for (long start = 0; start < s.queries; start += block<paired>) {
+            long end = std::min(start + block<paired>, s.queries), filled = rounded_up(end - start, grain);
+            Rows<const T> queries(q, s.q, b, h), up(g_y, s.g_y, b, h), out(y, s.y, b, h);
+            Rows<T> by_query(g_q, {s.queries * s.heads * s.width, s.width, s.heads * s.width}, b, h);
+            for (; packed < s.seen(end); packed += 16) {
+                long left = s.keys - packed;
+                pack_turned16<paired>(keys[packed], s.k.token, room.turned_k.data() + packed, left, padded, s.width,
+                                      room.lines.data());
+                pack_turned16<paired>(values[packed], s.v.token, room.turned_v.data() + packed, left, padded, s.width,
+                                      room.lines.data());
+                pack_tokens<paired>(keys[packed], s.k.token, room.lined_k.data() + packed / depth * columns, left, 16, s.width,
+                                    columns);
             }
-            multiply<paired>(room.query_across.data(), block / depth, across_d, padded, room.sums_k.data(), padded, s.width,
-                             seen, block / depth, true);
-            multiply<paired>(room.up_across.data(), block / depth, across_p, padded, room.sums_v.data(), padded, s.width, seen,
-                             block / depth, true);
+            pack_queries<paired>(queries[start], s.q.token, room.query.data(), end - start, filled, s.width);
+            pack_queries<paired>(up[start], s.g_y.token, room.upstream.data(), end - start, filled, s.width);
+            pack_tokens<paired>(queries[start], s.q.token, room.lined_query.data(), end - start, filled, s.width, columns);
+            pack_tokens<paired>(up[start], s.g_y.token, room.lined_up.data(), end - start, filled, s.width, columns);
+            for (long m = 0; m < filled; m += strip) {
+                Strip now(s, start + m);
+                Sheet at = sheet<paired>(room, m, padded);
+                for (long i = 0; i < now.count; i++) fetch(by_query[now.start + i], s.width);
+                score<paired>(room.query.data() + m * s.width / depth, room.turned_k.data(), at.scores, s, now);
+                score<paired>(room.upstream.data() + m * s.width / depth, room.turned_v.data(), at.gradients, s, now);
+                differentiate_strip<paired>(up, out, normaliser + (b * s.heads + h) * s.queries,
+                                            s.first ? s.first + b * s.queries : nullptr, s, now, at,
+                                            s.seen(std::min(start + rounded_up(m + 1, grain), end)));
+                weigh<paired>(at.along, room.lined_k.data(), room.outputs.data(), s, now);
+                for (long i = 0; i < now.count; i++)
+                    put_row(by_query[now.start + i], room.outputs.data() + i * columns, s.scale, s.width);
+            }
+            Sheet all = sheet<paired>(room, 0, padded);
+            gather<paired>(paired ? all.across_d : (uint32_t*)all.gradients, room.lined_query.data(), room.sums_k.data(), s, start,
+                           end);
+            gather<paired>(paired ? all.across_p : (uint32_t*)all.scores, room.lined_up.data(), room.sums_v.data(), s, start, end);
         }
-    put_turned(g_k + (b * s.keys * s.groups + g) * s.width, room.sums_k.data(), padded, s);
-    put_turned(g_v + (b * s.keys * s.groups + g) * s.width, room.sums_v.data(), padded, s);
+    Strides of_keys{s.keys * s.groups * s.width, s.width, s.groups * s.width};
+    Rows<T> by_key(g_k, of_keys, b, g), by_value(g_v, of_keys, b, g);
+    for (long t = 0; t < s.keys; t++) {
+        if (t + strip < s.keys)
+            for (auto* rows : {&by_key, &by_value}) fetch((*rows)[t + strip], s.width);
+        put_row(by_key[t], room.sums_k.data() + t * columns, s.scale, s.width);
+        put_row(by_value[t], room.sums_v.data() + t * columns, 1.0f, s.width);
+    }
 }
 
 Shape read(const long* n, const float* x, const int64_t* first) {
     return Shape{n[0], n[1], n[2], n[3], n[4], n[5], x[0], x[1], {n[6], n[7], n[8]}, {n[9], n[10], n[11]},
-                 {n[12], n[13], n[14]}, {n[15], n[16], n[17]}, first};
+                 {n[12], n[13], n[14]}, {n[15], n[16], n[17]}, {n[18], n[19], n[20]}, first};
 }
 
 template <bool paired, class T>
@@ -344,8 +416,8 @@ void backward_all(const void* g_y, const void* q, const void* k, const void* v, 
 
 }  // namespace
 
-// sizes: batch, heads, groups, queries, keys, width, then (batch, head, token) strides of q, k, v, y. factors: scale, soft cap
-// (0: none). The width is even. y has the strides given; normaliser is (batch, heads, queries).
+// sizes: batch, heads, groups, queries, keys, width, then (batch, head, token) strides of q, k, v, y and g_y. factors: scale,
+// soft cap (0: none). The width is even; normaliser is (batch, heads, queries).
 FAIRWAY_EXPORT(attention_forward)
 (const void* q, const void* k, const void* v, const int64_t* first, void* y, float* normaliser, const long* sizes,
  const float* factors, int half) {
@@ -356,7 +428,7 @@ FAIRWAY_EXPORT(attention_forward)
         forward_all<false, float>(q, k, v, y, normaliser, s);
 }
 
-// Gradients are contiguous (batch, token, head, width); g_y has the strides of y.
+// Gradients are contiguous (batch, token, head, width).
 FAIRWAY_EXPORT(attention_backward)
 (const void* g_y, const void* q, const void* k, const void* v, const int64_t* first, const void* y, const float* normaliser,
  void* g_q, void* g_k, void* g_v, const long* sizes, const float* factors, int half) {

@@ -33,7 +33,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, softcap: flo
         pointer(first),
         pointer(y),
         pointer(normaliser),
-        *_description(q, k, v, y, softcap),
+        *_description(q, k, v, y, y, softcap),
     )
     return y, normaliser
 
@@ -55,7 +55,8 @@ def _backward(
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
-    upstream = upstream.to(q.dtype).contiguous()
+    upstream = upstream.to(q.dtype)
+    upstream = upstream if upstream.stride(-1) == 1 else upstream.contiguous()
     first = None if first is None else first.contiguous()
     dq, dk, dv = (torch.empty(tensor.shape, dtype=q.dtype) for tensor in (q, k, v))
     kernel("attention_backward")(
@@ -69,7 +70,7 @@ def _backward(
         pointer(dq),
         pointer(dk),
         pointer(dv),
-        *_description(q, k, v, y, softcap),
+        *_description(q, k, v, y, upstream, softcap),
     )
     return dq, dk, dv
 
@@ -105,10 +106,12 @@ FUSED = torch.ops.fairway.attention.default
 """The op as dispatch modes see it."""
 
 
-def _description(q: Tensor, k: Tensor, v: Tensor, y: Tensor, softcap: float) -> tuple[object, object, object]:
+def _description(
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, upstream: Tensor, softcap: float
+) -> tuple[object, object, object]:
     batch, queries, heads, width = q.shape
     keys, groups = k.shape[1:3]
-    strides = [tensor.stride(axis) for tensor in (q, k, v, y) for axis in (0, 2, 1)]
+    strides = [tensor.stride(axis) for tensor in (q, k, v, y, upstream) for axis in (0, 2, 1)]
     sizes = longs(batch, heads, groups, queries, keys, width, *strides)
     half = ctypes.c_int(q.dtype == torch.bfloat16)
     return sizes, floats(width**-0.5, softcap), half

@@ -16,6 +16,12 @@ constexpr long tile = 8;
 constexpr long pair = 2 * lanes;
 // Widths of padded matrices are multiples of this.
 constexpr long step = pair > 16 ? pair : 16;
+// Products have a multiple of this many columns.
+#if defined(__AMX_BF16__)
+constexpr long grain = 32;
+#else
+constexpr long grain = 16;
+#endif
 
 inline long rounded_up(long n, long to) { return (n + to - 1) / to * to; }
 
@@ -127,7 +133,21 @@ struct Tiles {
 };
 #endif
 
-// Operands beyond `rows` are readable up to the next multiple of 16, and results there writable.
+// c[m][n] (+)= sum_r a[m][r] b[r][n] by tiles for n < columns, a multiple of `grain`. Operands beyond `rows` are readable up to
+// the next multiple of 8, and results there writable.
+template <bool paired, bool turned>
+void multiply_by_vectors(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
+                         long depth, bool accumulate) {
+    long whole = columns / pair * pair;
+    for (long m = 0; m < rows; m += tile) {
+        const uint32_t* left = turned ? a + m : a + m * lda;
+        multiply_tile<paired, tile, turned>(left, lda, b, ldb, c + m * ldc, ldc, whole, depth, accumulate);
+        if (pair > grain && whole < columns)
+            multiply_tile<paired, tile, turned, 1>(left, lda, b + whole, ldb, c + m * ldc + whole, ldc, lanes, depth, accumulate);
+    }
+}
+
+// The same; operands beyond `rows` are readable up to the next multiple of 16, and results there writable.
 template <bool paired>
 void multiply(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
               long depth, bool accumulate) {
@@ -137,8 +157,7 @@ void multiply(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c
         return;
     }
 #endif
-    for (long m = 0; m < rows; m += tile)
-        multiply_tile<paired, tile>(a + m * lda, lda, b, ldb, c + m * ldc, ldc, columns, depth, accumulate);
+    multiply_by_vectors<paired, false>(a, lda, b, ldb, c, ldc, rows, columns, depth, accumulate);
 }
 
 inline uint32_t word(float x) {
@@ -198,6 +217,24 @@ inline void turn16(const uint32_t* from, long ld, long count, uint32_t* to, long
         for (long r = 0; r < 16; r++) to[c * ldt + r] = r < count ? from[r * ld + c] : 0u;
 }
 
+// As `multiply`, with a left side that lies across: a[r][m].
+template <bool paired>
+void multiply_turned(const uint32_t* a, long lda, const uint32_t* b, long ldb, float* c, long ldc, long rows, long columns,
+                     long depth, bool accumulate) {
+#if defined(__AMX_BF16__)
+    if (paired && depth % 16 == 0) {
+        alignas(64) uint32_t left[16 * 16];
+        for (long m = 0; m < rows; m += 16)
+            for (long r = 0; r < depth; r += 16) {
+                turn16(a + r * lda + m, lda, 16, left, 16, 16);
+                multiply_by_tiles(left, 16, b + r * ldb, ldb, c + m * ldc, ldc, 16, columns, 16, accumulate || r > 0);
+            }
+        return;
+    }
+#endif
+    multiply_by_vectors<paired, true>(a, lda, b, ldb, c, ldc, rows, columns, depth, accumulate);
+}
+
 // One token's features as operands along the width.
 template <bool paired>
 inline void widen_row(const float* from, uint32_t* to, long width) {
@@ -206,27 +243,32 @@ inline void widen_row(const float* from, uint32_t* to, long width) {
 
 template <bool paired>
 inline void widen_row(const Bfloat* from, uint32_t* to, long width) {
+    long i = 0;
     if (paired) {
-        std::memcpy(to, from, 2 * width);
+        for (; i + pair <= width; i += pair) std::memcpy(to + i / 2, from + i, 4 * lanes);
+        if (i < width) std::memcpy(to + i / 2, from + i, 2 * (width - i));
         return;
     }
-    long i = 0;
     for (; i + lanes <= width; i += lanes) store((float*)to + i, load(from + i));
     for (; i < width; i++) to[i] = operand<false>(from, i);
+}
+
+// Up to 16 tokens (token, width) as a matrix whose rows run over the width and columns over the tokens. `lines` has room for
+// 16 rows of operands.
+template <bool paired, class T>
+void pack_turned16(const T* from, long stride, uint32_t* to, long tokens, long padded, long width, uint32_t* lines) {
+    long depth = width / Product<paired>::depth, count = std::max(0L, std::min(16L, tokens));
+    for (long t = 0; t < count; t++) widen_row<paired>(from + t * stride, lines + t * depth, width);
+    for (long p = 0; p < depth; p += 16) turn16(lines + p, depth, count, to + p * padded, padded, std::min(16L, depth - p));
 }
 
 // Tokens (token, width) as a matrix whose rows run over the width and columns over the tokens.
 template <bool paired, class T>
 void pack_turned(const T* from, long stride, uint32_t* to, long tokens, long padded, long width) {
-    long depth = width / Product<paired>::depth;
     Growing<uint32_t> lines;
-    lines.resize(16 * depth);
-    for (long start = 0; start < padded; start += 16) {
-        long count = std::max(0L, std::min(16L, tokens - start));
-        for (long t = 0; t < count; t++) widen_row<paired>(from + (start + t) * stride, lines.data() + t * depth, width);
-        for (long p = 0; p < depth; p += 16)
-            turn16(lines.data() + p, depth, count, to + p * padded + start, padded, std::min(16L, depth - p));
-    }
+    lines.resize(16 * width / Product<paired>::depth);
+    for (long t = 0; t < padded; t += 16)
+        pack_turned16<paired>(from + t * stride, stride, to + t, tokens - t, padded, width, lines.data());
 }
 
 // Two tokens' features side by side in one word each; a missing second token is zeros.
@@ -270,6 +312,18 @@ inline void put_along(uint32_t* to, Floats a, Floats b) {
 #endif
     store((float*)to, a);
     store((float*)to + lanes, b);
+}
+
+// One vector of a row as operands along the row.
+template <bool paired>
+inline void put_along(uint32_t* to, Floats a) {
+#if defined(__AVX512BF16__)
+    if (paired) {
+        _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)a));
+        return;
+    }
+#endif
+    store((float*)to, a);
 }
 
 // 2^x: to 3e-6 where the result is rounded to bfloat16, else to float32's precision.
