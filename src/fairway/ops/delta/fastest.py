@@ -1,10 +1,11 @@
 """The gated delta rule by the fastest path for the tensors at hand.
 
-The native kernel takes float32 on the CPU, the Triton kernels what is on a GPU, the chunked form everything else. See
-`naive.py` for the definition.
+The native kernel takes float32 and bfloat16 on the CPU (how far the latter lies from the definition is said in
+`native.py`), the Triton kernels what is on a GPU, the chunked form everything else. See `naive.py` for the definition.
 Shape key: B batch, T time, H heads, K key width, V value width.
 """
 
+import torch
 from torch import Tensor
 
 from fairway.core.native import usable
@@ -16,7 +17,6 @@ from fairway.ops.recurrence import initial_state
 
 
 @on_gpu("delta")
-@full_precision
 def delta(
     q_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -28,9 +28,37 @@ def delta(
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, H, V) and the final state (B, H, K, V). `chunk` is for the chunked form."""
-    given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH)
-    if not usable(*given, state_BHKV):
-        return chunked.delta(*given, state_BHKV, starts_BT, chunk)
+    narrow, rest = (q_BTHK, k_BTHK, v_BTHV), (beta_BTH, log_decay_BTH, state_BHKV)
+    if q_BTHK.dtype == torch.bfloat16 and usable(*narrow):
+        wide = (None if tensor is None else tensor.float() for tensor in rest)
+        return _natively(*narrow, *wide, starts_BT)
+    return _widened(*narrow, *rest, starts_BT, chunk)
+
+
+@full_precision
+def _widened(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    log_decay_BTH: Tensor | None,
+    state_BHKV: Tensor | None,
+    starts_BT: Tensor | None,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV)
+    return _natively(*given, starts_BT) if usable(*given) else chunked.delta(*given, starts_BT, chunk)
+
+
+def _natively(
+    q_BTHK: Tensor,
+    k_BTHK: Tensor,
+    v_BTHV: Tensor,
+    beta_BTH: Tensor,
+    log_decay_BTH: Tensor | None,
+    state_BHKV: Tensor | None,
+    starts_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     batch, _, heads, width = q_BTHK.shape
-    state = initial_state(state_BHKV, v_BTHV, batch, heads, width, v_BTHV.shape[3])
-    return native.delta(*given, state, starts_BT)
+    state = initial_state(state_BHKV, beta_BTH, batch, heads, width, v_BTHV.shape[3])
+    return native.delta(q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state, starts_BT)

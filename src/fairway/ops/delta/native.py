@@ -1,7 +1,9 @@
 """The gated delta rule by the native kernel, registered with torch so that autograd sees one op.
 
 It keeps each token's error and the state at the start of every span of 64 tokens; nothing else for the gradients.
-See `naive.py` for the definition.
+Queries, keys, values and errors are all float32 or all bfloat16; the rest is float32. For bfloat16, where the machine
+multiplies it in pairs, products round to it and sum in float32: outputs, states and gradients then lie within 1e-2 of
+`naive.py`'s in float64, in norm and beyond the rounding of their own type. See `naive.py` for the definition.
 Shape key: B batch, T time, H heads, K key width, V value width, S spans.
 """
 
@@ -24,7 +26,7 @@ def delta(
     state_BHKV: Tensor,
     starts_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `naive.delta` for float32 on the CPU."""
+    """The same as `naive.delta` on the CPU; outputs have the dtype of the values."""
     given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV, starts_BT)
     y_BTHV, final, *_ = _forward(*(None if tensor is None else tensor.contiguous() for tensor in given))
     return y_BTHV, final
@@ -35,7 +37,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, starts: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs, the final state, the errors (B, T, H, V) and the state at the start of each span (B, H, S, K, V)."""
-    outputs = torch.empty_like(v), torch.empty_like(state), torch.empty_like(v), _firsts(v, state)
+    outputs = _outputs(v, state)
     given = (q, k, v, beta, log_decay, state, starts)
     kernel("delta_forward")(*map(pointer, given), *map(pointer, outputs), _sizes(q, v))
     return outputs
@@ -45,7 +47,7 @@ def _forward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, starts: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(v), torch.empty_like(state), torch.empty_like(v), _firsts(v, state)
+    return _outputs(v, state)
 
 
 @torch.library.custom_op("fairway::delta_backward", mutates_args=())
@@ -73,22 +75,26 @@ def _(
     return by_q, by_k, by_v, by_beta, by_decay, grad_last.new_empty(grad_last.shape)
 
 
-def _firsts(v: Tensor, state: Tensor) -> Tensor:
+def _outputs(v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, heads, width = v.shape
-    return v.new_empty(batch, heads, -(-length // SPAN), state.shape[2], width)
+    firsts = state.new_empty(batch, heads, -(-length // SPAN), state.shape[2], width)
+    return torch.empty_like(v), torch.empty_like(state), torch.empty_like(v), firsts
 
 
 def _sizes(q: Tensor, v: Tensor) -> Any:
-    return longs(*q.shape, v.shape[3])
+    return longs(*q.shape, v.shape[3], q.dtype == torch.bfloat16)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     q, k, v, beta, log_decay, _, starts = inputs
     ctx.save_for_backward(q, k, v, beta, log_decay, starts, output[2], output[3])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor, grad_last: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     q, k, v, beta, log_decay, *kept = ctx.saved_tensors
+    grad_y = torch.zeros_like(v) if grad_y is None else grad_y
+    grad_last = kept[-1].new_zeros(len(v), v.shape[2], k.shape[3], v.shape[3]) if grad_last is None else grad_last
     *gradients, by_decay, by_state = _backward(grad_y, grad_last, q, k, v, beta, log_decay, *kept)
     return *gradients, None if log_decay is None else by_decay, by_state, None
 
