@@ -28,11 +28,11 @@ def delta(
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, H, V) and the final state (B, H, K, V). `chunk` is for the chunked form."""
-    narrow, rest = (q_BTHK, k_BTHK, v_BTHV), (beta_BTH, log_decay_BTH, state_BHKV)
-    if q_BTHK.dtype == torch.bfloat16 and usable(*narrow):
-        wide = (None if tensor is None else tensor.float() for tensor in rest)
-        return _natively(*narrow, *wide, starts_BT)
-    return _widened(*narrow, *rest, starts_BT, chunk)
+    if q_BTHK.dtype != torch.bfloat16 or not usable(q_BTHK, k_BTHK, v_BTHV):
+        return _widened(q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV, starts_BT, chunk)
+    log_decay = None if log_decay_BTH is None else log_decay_BTH.float()
+    state = None if state_BHKV is None else state_BHKV.float()
+    return _natively(q_BTHK, k_BTHK, v_BTHV, beta_BTH.float(), log_decay, state, starts_BT)
 
 
 @full_precision
@@ -46,8 +46,8 @@ def _widened(
     starts_BT: Tensor | None,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV)
-    return _natively(*given, starts_BT) if usable(*given) else chunked.delta(*given, starts_BT, chunk)
+    given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV, starts_BT)
+    return _natively(*given) if usable(*given[:-1]) else chunked.delta(*given, chunk)
 
 
 def _natively(
