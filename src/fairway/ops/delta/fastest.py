@@ -13,7 +13,6 @@ from fairway.ops.delta import chunk as chunked
 from fairway.ops.delta import native
 from fairway.ops.gpu import on_gpu
 from fairway.ops.precision import full_precision
-from fairway.ops.recurrence import initial_state
 
 
 @on_gpu("delta")
@@ -32,7 +31,7 @@ def delta(
         return _widened(q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV, starts_BT, chunk)
     log_decay = None if log_decay_BTH is None else log_decay_BTH.float()
     state = None if state_BHKV is None else state_BHKV.float()
-    return _natively(q_BTHK, k_BTHK, v_BTHV, beta_BTH.float(), log_decay, state, starts_BT)
+    return native.delta(q_BTHK, k_BTHK, v_BTHV, beta_BTH.float(), log_decay, state, starts_BT)
 
 
 @full_precision
@@ -47,18 +46,4 @@ def _widened(
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
     given = (q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state_BHKV, starts_BT)
-    return _natively(*given) if usable(*given[:-1]) else chunked.delta(*given, chunk)
-
-
-def _natively(
-    q_BTHK: Tensor,
-    k_BTHK: Tensor,
-    v_BTHV: Tensor,
-    beta_BTH: Tensor,
-    log_decay_BTH: Tensor | None,
-    state_BHKV: Tensor | None,
-    starts_BT: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    batch, _, heads, width = q_BTHK.shape
-    state = initial_state(state_BHKV, beta_BTH, batch, heads, width, v_BTHV.shape[3])
-    return native.delta(q_BTHK, k_BTHK, v_BTHV, beta_BTH, log_decay_BTH, state, starts_BT)
+    return native.delta(*given) if usable(*given[:-1]) else chunked.delta(*given, chunk)

@@ -178,39 +178,53 @@ void solve_back(const Piece<T>& p, const float* up, float* down, Floats (*spread
 }
 
 template <class T>
-void forward(const Inputs<T>& in, const float* state, T* y, float* last, T* errors, float* firsts, Sizes<T> s) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (long b = 0; b < s.batch; b++)
-        for (long h = 0; h < s.heads; h++) {
-            Scratch<float> room(2 * s.state() + piece * s.row());
-            float *S = room.data(), *S_across = S + s.state(), *values = S_across + s.state();
-            Piece<T> p(s);
-            long carried = (b * s.heads + h) * s.keys * s.values, row = s.row(), stride = s.stride();
-            rows_in(state + carried, s.values, S, row, s.keys, s.values);
-            for (long begin = 0; begin < s.time; begin += piece) {
-                long at = b * s.time + begin, here = (at * s.heads + h) * s.values;
-                long next = begin + 2 * piece <= s.time ? (at + piece) * s.heads + h : at * s.heads + h;
-                if (begin % span == 0)
-                    rows_out(S, row, firsts + s.first(b, h, begin / span), s.values, s.keys, s.values);
-                p.length = p.base = begin + piece < s.time ? piece : s.time - begin;
-                p.keys_in(in, s, at, h);
-                ask_for(in.k + next * s.keys, s.key_stride(), piece, s.keys);
-                Side both = p.scores_in(in, s, at, h);
-                ask_for(in.q + next * s.keys, s.key_stride(), piece, s.keys);
-                p.read_in(both, S, S_across, s);
-                rows_in(in.v + here, stride, values, row, p.length, s.values);
-                ask_for(errors + here, stride, p.length, s.values);
-                long c = 0;
-                for (; c + 4 * lanes <= row; c += 4 * lanes) solve<4>(p, values, row, c);
-                for (; c < row; c += lanes) solve<1>(p, values, row, c);
-                rows_out(values, row, y + here, stride, p.length, s.values);
-                rows_out(p.errors, row, errors + here, stride, p.length, s.values);
-                ask_for(in.v + next * s.values, stride, piece, s.values);
-                ask_for(y + next * s.values, stride, piece, s.values);
-                p.advance(S, s);
-            }
-            rows_out(S, row, last + carried, s.values, s.keys, s.values);
-        }
+struct Outputs {
+    T *y, *errors;
+    float *last, *firsts;
+};
+
+// All of one head of a sequence; `room` holds the state, its operands and the values of a piece.
+template <class T>
+void forward_head(const Inputs<T>& in, const float* state, const Outputs<T>& out, const Sizes<T>& s, Piece<T>& p, float* room,
+                  long b, long h) {
+    float *S = room, *S_across = S + s.state(), *values = S_across + s.state();
+    long carried = (b * s.heads + h) * s.keys * s.values, row = s.row(), stride = s.stride();
+    std::memset(S, 0, 4 * (size_t)s.state());
+    if (state) rows_in(state + carried, s.values, S, row, s.keys, s.values);
+    for (long begin = 0; begin < s.time; begin += piece) {
+        long at = b * s.time + begin, here = (at * s.heads + h) * s.values;
+        long next = begin + 2 * piece <= s.time ? (at + piece) * s.heads + h : at * s.heads + h;
+        if (begin % span == 0) rows_out(S, row, out.firsts + s.first(b, h, begin / span), s.values, s.keys, s.values);
+        p.length = p.base = begin + piece < s.time ? piece : s.time - begin;
+        p.keys_in(in, s, at, h);
+        ask_for(in.k + next * s.keys, s.key_stride(), p.length, s.keys);
+        Side both = p.scores_in(in, s, at, h);
+        ask_for(in.q + next * s.keys, s.key_stride(), p.length, s.keys);
+        p.read_in(both, S, S_across, s);
+        rows_in(in.v + here, stride, values, row, p.length, s.values);
+        ask_for(out.errors + here, stride, p.length, s.values);
+        long c = 0;
+        for (; c + 4 * lanes <= row; c += 4 * lanes) solve<4>(p, values, row, c);
+        for (; c < row; c += lanes) solve<1>(p, values, row, c);
+        rows_out(values, row, out.y + here, stride, p.length, s.values);
+        rows_out(p.errors, row, out.errors + here, stride, p.length, s.values);
+        ask_for(in.v + next * s.values, stride, p.length, s.values);
+        ask_for(out.y + next * s.values, stride, p.length, s.values);
+        p.advance(S, s);
+    }
+    rows_out(S, row, out.last + carried, s.values, s.keys, s.values);
+}
+
+template <class T>
+void forward(const Inputs<T>& in, const float* state, const Outputs<T>& out, const Sizes<T>& s) {
+#pragma omp parallel
+    {
+        Piece<T> p(s);
+        Scratch<float> room(2 * s.state() + piece * s.row());
+#pragma omp for collapse(2) schedule(static)
+        for (long b = 0; b < s.batch; b++)
+            for (long h = 0; h < s.heads; h++) forward_head(in, state, out, s, p, room.data(), b, h);
+    }
 }
 
 template <class T>
@@ -247,6 +261,12 @@ struct Back {
         kept = by + both * s.key_row();
         queries_across = kept + piece * s.key_row();
         by_rows = queries_across + piece * s.key_row();
+    }
+
+    // What stands behind the end of a piece that is not whole.
+    void clear(const Sizes<T>& s) {
+        std::memset(sides, 0, 4 * (size_t)(both * s.row()));
+        std::memset(weights, 0, 4 * (size_t)(both * both));
     }
 
     // What keys and queries get through the products of pairs, as weights, and what the logarithms of decays get: a decay
@@ -370,71 +390,91 @@ void states_in(const Inputs<T>& in, const T* errors, Piece<T>& p, float* S, cons
 }
 
 template <class T>
-void backward(const T* dy, const float* dlast, const Inputs<T>& in, const T* errors, const float* firsts, Gradients<T> out,
-              Sizes<T> s) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (long b = 0; b < s.batch; b++)
-        for (long h = 0; h < s.heads; h++) {
-            Piece<T> p(s);
-            Back<T> r(s);
-            alignas(64) float by_beta[piece];
-            long carried = (b * s.heads + h) * s.keys * s.values, row = s.row(), stride = s.stride();
-            rows_in(dlast + carried, s.values, r.flow, row, s.keys, s.values);
-            for (long kept = s.spans() - 1; kept >= 0; kept--) {
-                long begin = kept * span, end = begin + span < s.time ? begin + span : s.time;
-                rows_in(firsts + s.first(b, h, kept), s.values, r.states, row, s.keys, s.values);
-                if (kept) ask_for(firsts + s.first(b, h, kept - 1), s.values, s.keys, s.values);
-                states_in(in, errors, p, r.states, s, b * s.time + begin, h, end - begin);
-                for (long n = (end - begin - 1) / piece; n >= 0; n--) {
-                    long from = begin + n * piece, head = (b * s.time + from) * s.heads + h;
-                    long next = kept ? head - span * s.heads : head;
-                    p.length = from + piece < end ? piece : end - from;
-                    p.base = piece;
-                    p.keys_in(in, s, b * s.time + from, h);
-                    ask_for(in.k + next * s.keys, s.key_stride(), p.length, s.keys);
-                    ask_for(errors + next * s.values, stride, p.length, s.values);
-                    Side rows = p.scores_in(in, s, b * s.time + from, h);
-                    ask_for(in.q + next * s.keys, s.key_stride(), p.length, s.keys);
-                    ask_for(dy + next * s.values, stride, p.length, s.values);
-                    rows_in(errors + head * s.values, stride, p.errors, row, p.length, s.values);
-                    rows_in(dy + head * s.values, stride, r.sides + piece * row, row, p.length, s.values);
-                    ask_for(out.k + head * s.keys, s.key_stride(), p.length, s.keys);
-                    ask_for(out.q + head * s.keys, s.key_stride(), p.length, s.keys);
-                    ask_for(out.v + head * s.values, stride, p.length, s.values);
-                    r.piece_back(p, rows, r.states + n * s.state(), s, by_beta, out.decay ? out.decay + head : nullptr,
-                                 out.v + head * s.values);
-                    for (long j = 0; j < p.length; j++) out.beta[head + j * s.heads] = by_beta[j];
-                    r.rows_back(out.k + head * s.keys, out.q + head * s.keys, s, p.length);
-                }
-            }
-            rows_out(r.flow, row, out.state + carried, s.values, s.keys, s.values);
-        }
+struct Upstream {
+    const T *dy, *errors;
+    const float *dlast, *firsts;
+};
+
+// Piece n of the span from `begin` to `end`. What the same piece of the span before it wants is asked for, if there is one.
+template <class T>
+void piece_of_span(const Upstream<T>& up, const Inputs<T>& in, const Gradients<T>& out, const Sizes<T>& s, Piece<T>& p,
+                   Back<T>& r, long b, long h, long begin, long end, long n) {
+    long from = begin + n * piece, at = b * s.time + from, head = at * s.heads + h;
+    long next = begin ? head - span * s.heads : head, row = s.row(), stride = s.stride();
+    alignas(64) float by_beta[piece];
+    p.length = from + piece < end ? piece : end - from;
+    p.base = piece;
+    p.keys_in(in, s, at, h);
+    ask_for(in.k + next * s.keys, s.key_stride(), p.length, s.keys);
+    ask_for(up.errors + next * s.values, stride, p.length, s.values);
+    Side rows = p.scores_in(in, s, at, h);
+    ask_for(in.q + next * s.keys, s.key_stride(), p.length, s.keys);
+    ask_for(up.dy + next * s.values, stride, p.length, s.values);
+    if (p.length < piece) r.clear(s);
+    rows_in(up.errors + head * s.values, stride, p.errors, row, p.length, s.values);
+    rows_in(up.dy + head * s.values, stride, r.sides + piece * row, row, p.length, s.values);
+    ask_for(out.k + head * s.keys, s.key_stride(), p.length, s.keys);
+    ask_for(out.q + head * s.keys, s.key_stride(), p.length, s.keys);
+    ask_for(out.v + head * s.values, stride, p.length, s.values);
+    float* by_decay = out.decay ? out.decay + head : nullptr;
+    r.piece_back(p, rows, r.states + n * s.state(), s, by_beta, by_decay, out.v + head * s.values);
+    for (long j = 0; j < p.length; j++) out.beta[head + j * s.heads] = by_beta[j];
+    r.rows_back(out.k + head * s.keys, out.q + head * s.keys, s, p.length);
+}
+
+template <class T>
+void backward_head(const Upstream<T>& up, const Inputs<T>& in, const Gradients<T>& out, const Sizes<T>& s, Piece<T>& p,
+                   Back<T>& r, long b, long h) {
+    long carried = (b * s.heads + h) * s.keys * s.values, row = s.row();
+    std::memset(r.flow, 0, 4 * (size_t)s.state());
+    if (up.dlast) rows_in(up.dlast + carried, s.values, r.flow, row, s.keys, s.values);
+    for (long kept = s.spans() - 1; kept >= 0; kept--) {
+        long begin = kept * span, end = begin + span < s.time ? begin + span : s.time;
+        rows_in(up.firsts + s.first(b, h, kept), s.values, r.states, row, s.keys, s.values);
+        if (kept) ask_for(up.firsts + s.first(b, h, kept - 1), s.values, s.keys, s.values);
+        states_in(in, up.errors, p, r.states, s, b * s.time + begin, h, end - begin);
+        for (long n = (end - begin - 1) / piece; n >= 0; n--) piece_of_span(up, in, out, s, p, r, b, h, begin, end, n);
+    }
+    rows_out(r.flow, row, out.state + carried, s.values, s.keys, s.values);
+}
+
+template <class T>
+void backward(const Upstream<T>& up, const Inputs<T>& in, const Gradients<T>& out, const Sizes<T>& s) {
+#pragma omp parallel
+    {
+        Piece<T> p(s);
+        Back<T> r(s);
+#pragma omp for collapse(2) schedule(static)
+        for (long b = 0; b < s.batch; b++)
+            for (long h = 0; h < s.heads; h++) backward_head(up, in, out, s, p, r, b, h);
+    }
 }
 
 }  // namespace
 
 // sizes: batch, time, heads, keys, values, and whether q, k, v, y and the errors are bfloat16; all else is float32. log_decay
-// (no decay) and starts may be null.
+// (no decay), state (zeros) and starts may be null.
 FAIRWAY_EXPORT(delta_forward)
 (const void* q, const void* k, const void* v, const float* beta, const float* log_decay, const float* state,
  const bool* starts, void* y, float* last, void* errors, float* firsts, const long* n) {
     auto run = [&](auto type) {
         using T = decltype(type);
-        forward<T>({(const T*)q, (const T*)k, (const T*)v, beta, log_decay, starts}, state, (T*)y, last, (T*)errors, firsts,
+        forward<T>({(const T*)q, (const T*)k, (const T*)v, beta, log_decay, starts}, state, {(T*)y, (T*)errors, last, firsts},
                    {n[0], n[1], n[2], n[3], n[4]});
     };
     n[5] ? run(Bfloat{}) : run(float{});
 }
 
-// The same of the gradients; by_decay is null where log_decay is.
+// The same of the gradients; dlast may be null (zeros), by_decay is null where log_decay is.
 FAIRWAY_EXPORT(delta_backward)
 (const void* dy, const float* dlast, const void* q, const void* k, const void* v, const float* beta, const float* log_decay,
  const bool* starts, const void* errors, const float* firsts, void* by_q, void* by_k, void* by_v, float* by_beta,
  float* by_decay, float* by_state, const long* n) {
     auto run = [&](auto type) {
         using T = decltype(type);
-        backward<T>((const T*)dy, dlast, {(const T*)q, (const T*)k, (const T*)v, beta, log_decay, starts}, (const T*)errors,
-                    firsts, {(T*)by_q, (T*)by_k, (T*)by_v, by_beta, by_decay, by_state}, {n[0], n[1], n[2], n[3], n[4]});
+        backward<T>({(const T*)dy, (const T*)errors, dlast, firsts},
+                    {(const T*)q, (const T*)k, (const T*)v, beta, log_decay, starts},
+                    {(T*)by_q, (T*)by_k, (T*)by_v, by_beta, by_decay, by_state}, {n[0], n[1], n[2], n[3], n[4]});
     };
     n[5] ? run(Bfloat{}) : run(float{});
 }
