@@ -1,9 +1,11 @@
 """The recurrences of `kernel_speed.py`: each beside the functions of other libraries that compute the same.
 
-Float32, 2,048 tokens in sequences of 512 or in one, a model width of 256, set against the definition of each in
-float64. At the least, every tensor and its gradient are read or written once, and every number of the state is
-multiplied as in the definition, forward and twice over backward; rates of products are bfloat16's, so that float32
-stays far below the limit. Shape key: B batch, T time, H heads, K head width, D channels, N state width.
+2,048 tokens in sequences of 512 or in one, a model width of 256, set against the definition of each in float64.
+Float32, and the delta rules once more with queries, keys and values in bfloat16, as a model trained in it hands them
+over; what is right is then the definition of these rounded inputs. At the least, every tensor and its gradient are read
+or written once, and every number of the state is multiplied as in the definition, forward and twice over backward;
+rates of products are bfloat16's, so that float32 stays far below the limit. Shape key: B batch, T time, H heads, K head
+width, D channels, N state width.
 """
 
 from collections.abc import Callable
@@ -56,20 +58,25 @@ def scan(length: int) -> Case:
 
 def _case(
     inputs: Callable[[], list[Tensor]], ours: Function, definition: Function, peers: dict[str, Function], state: int,
-    numbers: int,
+    numbers: int, dtype: torch.dtype = torch.float32,
 ) -> Case:  # fmt: skip
     """`state` numbers of state over all tokens, and `numbers` of inputs and outputs."""
-    return Case(
-        inputs, _outputs(ours), peers, _outputs(definition), flops=12.0 * state, bytes=4.0 * 3 * numbers, error=1e-4
-    )
+    traffic, error = 3.0 * dtype.itemsize * numbers, 1e-4 if dtype == torch.float32 else 1e-2
+    return Case(inputs, _outputs(ours), peers, _outputs(definition), flops=12.0 * state, bytes=traffic, error=error)
 
 
 def _outputs(function: Function) -> Function:
     return lambda *inputs: function(*inputs)[0]
 
 
-def _of_heads(length: int, ours: Function, definition: Function, peers: dict[str, Function], *more: str) -> Case:
-    """An op of queries, keys of length one, values, and `more`: rates of writing, decays of heads or of features."""
+def _of_heads(
+    length: int, ours: Function, definition: Function, peers: dict[str, Function], *more: str,
+    dtype: torch.dtype = torch.float32,
+) -> Case:  # fmt: skip
+    """An op of queries, keys of length one, values, and `more`: rates of writing, decays of heads or of features.
+
+    The former are of the dtype, the latter float32.
+    """
 
     def inputs() -> list[Tensor]:
         BTHK = (TOKENS // length, length, HEADS, WIDTH)
@@ -80,10 +87,11 @@ def _of_heads(length: int, ours: Function, definition: Function, peers: dict[str
             "decay_BTH": functional.logsigmoid(decay_BTH + 2),
             "decay_BTHK": functional.logsigmoid(decay_BTHK + 2),
         }
-        return [q, functional.normalize(k, dim=-1), v, *(rest[name] for name in more)]
+        return [*(x.to(dtype) for x in (q, functional.normalize(k, dim=-1), v)), *(rest[name] for name in more)]
 
     numbers = TOKENS * HEADS * WIDTH
-    return _case(inputs, ours, definition, peers, state=numbers * WIDTH, numbers=(4 + len(more)) * numbers)
+    return _case(inputs, ours, definition, peers, state=numbers * WIDTH, numbers=(4 + len(more)) * numbers,
+                 dtype=dtype)  # fmt: skip
 
 
 def gated_linear_attention(length: int) -> Case:
@@ -120,15 +128,16 @@ def retaining(length: int) -> Case:
     return _of_heads(length, decays(retention.retention), decays(retention_naive.retention), {"fla naive": theirs})
 
 
-def delta_rule(length: int) -> Case:
+def delta_rule(length: int, dtype: torch.dtype = torch.float32) -> Case:
     def theirs(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-        heads_first = (x.transpose(1, 2) for x in (q * SCALE, k, v, beta))
-        return naive("delta_rule").delta_rule_chunkwise(*heads_first)[0].transpose(1, 2)
+        """It mixes bfloat16 with float32 in one product, which torch refuses, and so gets float32."""
+        heads_first = (x.to(beta.dtype).transpose(1, 2) for x in (q * SCALE, k, v, beta))
+        return naive("delta_rule").delta_rule_chunkwise(*heads_first)[0].transpose(1, 2).to(q.dtype)
 
-    return _of_heads(length, delta.delta, delta_naive.delta, {"fla naive chunks": theirs}, "beta")
+    return _of_heads(length, delta.delta, delta_naive.delta, {"fla naive chunks": theirs}, "beta", dtype=dtype)
 
 
-def gated_delta_rule(length: int) -> Case:
+def gated_delta_rule(length: int, dtype: torch.dtype = torch.float32) -> Case:
     def qwen(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
         return qwen_rule()(q * SCALE, k, v, decay, beta, chunk_size=64)[0]
 
@@ -136,7 +145,7 @@ def gated_delta_rule(length: int) -> Case:
         return naive("gated_delta_rule").naive_chunk_gated_delta_rule(q, k, v, decay, beta, scale=1.0)[0]
 
     peers = {"transformers": qwen, "fla naive chunks": theirs}
-    return _of_heads(length, delta.delta, delta_naive.delta, peers, "beta", "decay_BTH")
+    return _of_heads(length, delta.delta, delta_naive.delta, peers, "beta", "decay_BTH", dtype=dtype)
 
 
 def rwkv(length: int) -> Case:
@@ -167,4 +176,10 @@ def recurrences() -> dict[str, Callable[[], Case]]:
         "gated delta rule H4 K64": gated_delta_rule,
         "RWKV-4 D256": rwkv,
     }
-    return {f"{name} T{length}": partial(case, length) for name, case in made.items() for length in (512, TOKENS)}
+    lengths = (512, TOKENS)
+    half = {
+        f"{name} T{length} bf16": partial(made[name], length, torch.bfloat16)
+        for name in ("delta rule H4 K64", "gated delta rule H4 K64")
+        for length in lengths
+    }
+    return {f"{name} T{length}": partial(case, length) for name, case in made.items() for length in lengths} | half

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fairway.core.config import Slot
+from fairway.model.mixer import delta
 from fairway.model.mixer.delta import Config
+from fairway.ops.delta import fastest as op
 
 SLOT = Slot("fairway.model.mixer", "attention")
 
@@ -48,3 +50,22 @@ def test_outputs_are_those_of_the_published_equation(moved: Any, x_TD: Tensor, k
 def test_both_kinds_are_found_by_name() -> None:
     assert {"delta", "gated_delta"} <= set(SLOT.kinds())
     assert SLOT.config("gated_delta") is Config
+
+
+@pytest.mark.parametrize("kind", ["delta", "gated_delta"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+def test_queries_keys_and_values_stay_in_the_projections_dtype_and_all_else_is_float32(
+    moved: Any, x_TD: Tensor, kind: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def watched(*given: Any) -> tuple[Tensor, Tensor]:
+        seen.extend(tensor.dtype for tensor in given[:5] if tensor is not None)
+        return op.delta(*given)
+
+    monkeypatch.setattr(delta, "delta", watched)
+    mixer = moved(Config.read({"kind": kind, "heads": 2})).float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        mixer(x_TD[None].float())
+    narrow = torch.bfloat16 if half else torch.float32
+    assert seen == [narrow] * 3 + [torch.float32] * (2 if kind == "gated_delta" else 1)

@@ -103,16 +103,17 @@ class DeltaRule(Mixer):
         heads = (self.config.heads, self.head_width)
         q_BTHK, k_BTHK, v_BTHK = (part.unflatten(-1, heads) for part in joint_BTF.chunk(3, -1))
         o_BTHK, memory = delta(
-            functional.normalize(widened(q_BTHK), dim=-1) / math.sqrt(self.head_width),
-            functional.normalize(widened(k_BTHK), dim=-1),
-            widened(v_BTHK),
+            (functional.normalize(widened(q_BTHK), dim=-1) / math.sqrt(self.head_width)).to(v_BTHK.dtype),
+            functional.normalize(widened(k_BTHK), dim=-1).to(v_BTHK.dtype),
+            v_BTHK,
             widened(self.beta(x_BTD)).sigmoid(),
             self._log_decay(x_BTD),
             memory,
             context.starts_BT,
             CHUNK,
         )
-        y_BTD = functional.rms_norm(o_BTHK, (self.head_width,), widened(self.gain_K), EPS).flatten(2).to(x_BTD.dtype)
+        normed_BTHK = functional.rms_norm(widened(o_BTHK), (self.head_width,), widened(self.gain_K), EPS)
+        y_BTD = normed_BTHK.flatten(2).to(x_BTD.dtype)
         if self.gate is not None:
             y_BTD = y_BTD * functional.silu(self.gate(x_BTD))
         return self.output(y_BTD), (conv_state, memory)
