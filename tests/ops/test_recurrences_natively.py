@@ -211,6 +211,65 @@ def test_what_is_not_a_number_reaches_all_that_follows_and_nothing_before(
     assert any(x.isnan().any() for x in after)
 
 
+@pytest.mark.parametrize("level", native.LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_not_a_number_stays_in_its_head(dtype: torch.dtype, level: str, draw: Any) -> None:
+    inputs, weights, _ = widths("retention", draw, 2, 71)
+    q, k, v = leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    with at_level(level):
+        output, _ = retention.retention(q, k, v, weights[0].float())
+        up = torch.ones_like(output)
+        up[0, 40, 0] = float("nan")
+        gradients = torch.autograd.grad(output, leaves, up)
+    for gradient in gradients:
+        assert gradient[0, :, 0].isnan().any()
+        assert gradient[0, :, 1].isfinite().all()
+        assert gradient[1].isfinite().all()
+
+
+HALVES = ("ssd", "retention")
+
+
+def of_halves(call: Any, dtype: torch.dtype, given: tuple[Tensors, Tensors, Tensors], starts: Tensor | None) -> Results:
+    """As `everything`, of inputs and upstream gradients that bfloat16 holds: in float64, or with bfloat16 inputs."""
+    rounded = tuple(tuple(x.bfloat16() for x in tensors) for tensors in given[:1])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    parts = ((dtype, *rounded), *((wide, tensors) for tensors in given[1:]))
+    leaves = [tuple(x.detach().to(kind).requires_grad_() for x in tensors) for kind, tensors in parts]
+    output, after = call(*leaves, starts)
+    results = [output, *after]
+    assert [x.dtype for x in results] == [dtype, *[wide] * len(after)]
+    source = generator(0, "weighting")
+    up = [torch.randn(x.shape, generator=source).bfloat16().to(x.dtype) for x in results]
+    gradients = torch.autograd.grad(results, [x for tensors in leaves for x in tensors], up)
+    return [x.detach() for x in (*results, *gradients)]
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("length", [1, 16, 33, 71])
+@pytest.mark.parametrize("name", HALVES)
+def test_bfloat16_gives_what_the_definition_gives_within_a_few_roundings(
+    name: str, length: int, level: str | None, ops: Any, draw: Any
+) -> None:
+    starts = torch.rand(3, length, generator=generator(0, "starts")) < 0.1
+    for sizes, cut in ((ops[name].sizes(draw, 2, length), None), (widths(name, draw, 3, length), starts)):
+        wanted = of_halves(ops[name].naive, torch.float64, sizes, cut)
+        with at_level(level):
+            seen = of_halves(FASTEST[name], torch.bfloat16, sizes, cut)
+        close(seen, wanted, 1e-2)
+
+
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("cut", [1, 10, 32, 45])
+def test_bfloat16_may_be_cut_anywhere(name: str, cut: int, draw: Any) -> None:
+    inputs, weights, state = (tuple(x.float() for x in part) for part in widths(name, draw, 2, 71))
+    halves = tuple(x.bfloat16() for x in inputs)
+    whole, after = FASTEST[name](halves, weights, state, None)
+    first, middle = FASTEST[name](tuple(x[:, :cut] for x in halves), weights, state, None)
+    second, last = FASTEST[name](tuple(x[:, cut:] for x in halves), weights, middle, None)
+    close([torch.cat((first, second), 1), *last], [whole.double(), *(x.double() for x in after)], 1e-2)
+
+
 @pytest.mark.parametrize("name", FASTEST)
 def test_sixteen_thousand_steps_neither_overflow_nor_drift(name: str, ops: Any, draw: Any) -> None:
     inputs, weights, carried = ops[name].sizes(draw, 1, 16_384)

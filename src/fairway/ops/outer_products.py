@@ -5,6 +5,7 @@ computes the others again for the gradients. Shape key: B batch, T time, G key g
 value width, S spans.
 """
 
+from ctypes import c_int
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ class Recurrence:
     """The op of the kernels `NAME_forward` and `NAME_backward`: `(q, k, v, log_decay, state, starts) -> (y, state)`.
 
     q and k are (B, T, G, K), v and y (B, T, H, V), log_decay (B, T, H) or (B, T, H, K), state (B, H, K, V), starts (B,
-    T) or None; all float32 on the CPU. Value head h reads key group h // (H / G); kernels that are not `grouped` need
-    as many groups as heads.
+    T) or None; all float32 on the CPU, but that kernels with `halves` take q, k and v, and give y, in bfloat16 too.
+    Value head h reads key group h // (H / G); kernels that are not `grouped` need as many groups as heads.
     """
 
-    def __init__(self, name: str, span: int, *, grouped: bool) -> None:
-        self.name, self.span, self.grouped = name, span, grouped
+    def __init__(self, name: str, span: int, *, grouped: bool, halves: bool = False) -> None:
+        self.name, self.span, self.grouped, self.halves = name, span, grouped, halves
         op = torch.library.custom_op
         self._op = op(f"fairway::{name}", self._forward, mutates_args=(), schema=FORWARD)
         self._back = op(f"fairway::{name}_backward", self._backward, mutates_args=(), schema=BACKWARD)
@@ -48,12 +49,12 @@ class Recurrence:
         """Room for outputs, the final state, and the state at the start of each span (B, H, S, K, V)."""
         v, state = given[2], given[4]
         batch, length, heads, width = v.shape
-        firsts = v.new_empty(batch, heads, -(-length // self.span), state.shape[2], width)
+        firsts = state.new_empty(batch, heads, -(-length // self.span), state.shape[2], width)
         return torch.empty_like(v), torch.empty_like(state), firsts
 
     def _forward(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         results = self._results(*given)
-        kernel(f"{self.name}_forward")(*map(pointer, (*given, *results)), self._sizes(given[0], given[2]))
+        kernel(f"{self.name}_forward")(*map(pointer, (*given, *results)), *self._sizes(given[0], given[2]))
         return results
 
     def _gradients(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -68,20 +69,30 @@ class Recurrence:
         if heads != groups:
             by_q, by_k = (q.new_empty(*q.shape[:2], heads, q.shape[3]) for _ in range(2))
         inputs = (grad_y.contiguous(), grad_last.contiguous(), *given[2:])
-        kernel(f"{self.name}_backward")(*map(pointer, (*inputs, by_q, by_k, *rest)), self._sizes(q, v))
+        kernel(f"{self.name}_backward")(*map(pointer, (*inputs, by_q, by_k, *rest)), *self._sizes(q, v))
         if heads != groups:
             by_q, by_k = (by.unflatten(2, (groups, heads // groups)).sum(3) for by in (by_q, by_k))
         by_v, by_decay, by_state = rest
         return by_q, by_k, by_v, by_decay, by_state
 
-    def _sizes(self, q: Tensor, v: Tensor) -> Any:
+    def _sizes(self, q: Tensor, v: Tensor) -> list[Any]:
         batch, length, groups, keys = q.shape
-        return longs(batch, length, *([groups] if self.grouped else []), v.shape[2], keys, v.shape[3])
+        sizes = longs(batch, length, *([groups] if self.grouped else []), v.shape[2], keys, v.shape[3])
+        return [sizes, *([c_int(q.dtype == torch.bfloat16)] if self.halves else [])]
 
     @staticmethod
     def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         q, k, v, log_decay, _, starts = inputs
+        ctx.set_materialize_grads(False)  # else one by `firsts`, which nobody reads, would be filled with zeros
         ctx.save_for_backward(q, k, v, log_decay, output[2], starts)
 
-    def _differentiate(self, ctx: Any, grad_y: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (*self._back(grad_y, grad_last, *ctx.saved_tensors), None)
+    def _differentiate(
+        self, ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        v, firsts = saved[2], saved[4]
+        if grad_y is None:
+            grad_y = torch.zeros_like(v)
+        if grad_last is None:
+            grad_last = firsts.new_zeros(*firsts.shape[:2], *firsts.shape[3:])
+        return (*self._back(grad_y, grad_last, *saved), None)

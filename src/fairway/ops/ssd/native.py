@@ -8,4 +8,4 @@ from fairway.ops.outer_products import Recurrence
 
 PIECE = 32
 """Tokens between the states that are kept."""
-recurrence = Recurrence("ssd", PIECE, grouped=True)
+recurrence = Recurrence("ssd", PIECE, grouped=True, halves=True)
