@@ -26,7 +26,7 @@ from fairway.ops.rms_norm.native import rms_norm
 from fairway.ops.squash.native import squash
 
 TOKENS = 4096
-Function = Callable[..., Tensor]
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def norms(rows: int, width: int) -> dict[str, Case]:
 
 
 def norm_after_adding(rows: int, width: int) -> Case:
-    """A bfloat16 branch added to the float32 stream, and the bfloat16 norm of the sum; both are used.
+    """A bfloat16 branch added to the float32 stream, and the bfloat16 norm of the sum; both are results.
 
     Forward reads stream and branch and writes sum and norm; backward reads the sum and both gradients and writes two.
     """
@@ -120,19 +120,14 @@ def norm_after_adding(rows: int, width: int) -> Case:
         x_ND, branch_ND, gain_D = drawn(torch.float32, (rows, width), (rows, width), (width,))
         return [x_ND, branch_ND.bfloat16(), gain_D]
 
-    def ours(x_ND: Tensor, branch_ND: Tensor, gain_D: Tensor) -> Tensor:
-        return _both(*add_rms_norm(x_ND, branch_ND, gain_D, 1e-6, torch.bfloat16))
+    def ours(x_ND: Tensor, branch_ND: Tensor, gain_D: Tensor) -> tuple[Tensor, ...]:
+        return add_rms_norm(x_ND, branch_ND, gain_D, 1e-6, torch.bfloat16)
 
-    def peer(x_ND: Tensor, branch_ND: Tensor, gain_D: Tensor) -> Tensor:
+    def peer(x_ND: Tensor, branch_ND: Tensor, gain_D: Tensor) -> tuple[Tensor, ...]:
         total_ND = x_ND + branch_ND
-        return _both(total_ND, functional.rms_norm(total_ND, (width,), gain_D, 1e-6).to(branch_ND.dtype))
+        return total_ND, functional.rms_norm(total_ND, (width,), gain_D, 1e-6).to(branch_ND.dtype)
 
     return Case(inputs, ours, {"torch": peer}, bytes=26.0 * rows * width, error=6e-3, compiles=True)
-
-
-def _both(total_ND: Tensor, normed_ND: Tensor) -> Tensor:
-    """Two results as one, of which every part has a gradient."""
-    return torch.cat((total_ND, normed_ND.to(total_ND.dtype)))
 
 
 def qk_norm_and_rotation(dtype: torch.dtype, heads: int = 6, width: int = 32, context: int = 256) -> Case:

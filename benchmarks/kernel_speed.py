@@ -43,15 +43,21 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 
 def both_ways(case: Case, function: Function, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The output, and the gradients by every input of its sum weighed by fixed numbers."""
+    """The outputs, and the gradients by every input of their sum weighed by fixed numbers."""
     x = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in inputs]
     with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast and dtype is None):
-        y = function(*x, *case.extra)
-    weights = torch.ones_like(y) if y.ndim == 0 else _upstream(y)
-    return [y.detach(), *torch.autograd.grad(y, x, weights)]
+        y = results(function(*x, *case.extra))
+    return [*(part.detach() for part in y), *torch.autograd.grad(y, x, [_upstream(part) for part in y])]
+
+
+def results(y: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What an operation returned, as a tuple."""
+    return y if isinstance(y, tuple) else (y,)
 
 
 def _upstream(y: Tensor) -> Tensor:
+    if y.ndim == 0:
+        return torch.ones_like(y)
     return torch.sin(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
 
 
@@ -74,13 +80,12 @@ def prepare(name: str, way: str) -> Prepared:
         function = torch.compile(function)
     inputs = [tensor.requires_grad_() for tensor in case.inputs()]
     with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-        y = function(*inputs, *case.extra)
-    weights = torch.ones_like(y) if y.ndim == 0 else _upstream(y)
+        weights = [_upstream(y) for y in results(function(*inputs, *case.extra))]
 
     def run() -> None:
         for _ in range(REPEATS):
             with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-                y = function(*inputs, *case.extra)
+                y = results(function(*inputs, *case.extra))
             torch.autograd.grad(y, inputs, weights)
 
     wrong, most = error(case, function), peak(run)

@@ -92,6 +92,18 @@ def test_point_functions_are_accurate_everywhere(level: str | None) -> None:
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize("point", get_args(squash_naive.Point))
+def test_the_slopes_of_squashes_are_accurate_everywhere(point: squash_naive.Point, level: str | None) -> None:
+    """To a few units in the last place of the steepest."""
+    x, one = torch.linspace(-6, 6, 40_001).requires_grad_(), torch.ones(())
+    wide = x.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(squash_naive.squash(wide, one.double(), None, None, None, point).sum(), wide)
+    with at_level(level):
+        (seen,) = torch.autograd.grad(squash(x, one, None, None, None, point).sum(), x)
+    assert (seen - wanted).abs().max() < 6e-7
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_what_is_not_a_number_stays_visible_and_where_it_is(level: str | None) -> None:
     with at_level(level):
         x = torch.ones(3, 40)

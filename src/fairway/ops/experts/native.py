@@ -87,14 +87,14 @@ def _backward(
     upstream, x, w_in, w_out = (tensor.contiguous() for tensor in (upstream, x, w_in, w_out))
     slots = len(gate)
     sizes = _sizes(x, w_in, w_out, slots, point, gated)
-    dh, active, parts = torch.empty_like(h), x.new_empty(slots, w_out.shape[2]), x.new_empty(slots, x.shape[1])
+    parts = x.new_empty(slots, x.shape[1])
     dx, by_slot, dw_in, dw_out = (
         torch.empty_like(x),
-        torch.zeros_like(gate),
+        torch.empty_like(gate),
         torch.empty_like(w_in),
         torch.empty_like(w_out),
     )
-    given = (upstream, x, gate, w_in, w_out, h, dh, active, parts, dx, by_slot, dw_in, dw_out, plan)
+    given = (upstream, x, gate, w_in, w_out, h, parts, dx, by_slot, dw_in, dw_out, plan)
     kernel("experts_backward")(*(pointer(tensor) for tensor in given), sizes, *_halves(x, w_in))
     dgate = torch.empty_like(gate).index_copy_(0, plan[:slots], by_slot)
     return dx, dgate, dw_in, dw_out
@@ -109,7 +109,7 @@ def _(
 
 
 def _sizes(x: Tensor, w_in: Tensor, w_out: Tensor, slots: int, point: int, gated: bool) -> Any:
-    return longs(*x.shape, w_out.shape[2], len(w_in), slots, int(gated), point)
+    return longs(*x.shape, w_out.shape[2], len(w_in), slots, int(gated), point, torch.get_num_threads())
 
 
 def _plan_length(x: Tensor, w_in: Tensor, slots: int) -> int:

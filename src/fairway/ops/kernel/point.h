@@ -8,21 +8,49 @@
 
 namespace {
 
-// The first `count` numbers of a vector, zeros behind them; `count` may exceed the lanes.
+#if defined(__AVX512F__)
+// Masks instead of copies: a call on a path never taken would keep a loop's constants out of the registers.
+inline __mmask16 below(long count) { return (__mmask16)(count < lanes ? (1u << count) - 1 : 0xffffu); }
+
+inline Floats load_masked(const float* p, long count) { return (Floats)_mm512_maskz_loadu_ps(below(count), p); }
+
+inline Floats load_masked(const Bfloat* p, long count) {
+    __m256i held = _mm256_maskz_loadu_epi16(below(count), p);
+    return load((const Bfloat*)&held);
+}
+
+inline void store_masked(float* p, Floats v, long count) { _mm512_mask_storeu_ps(p, below(count), (__m512)v); }
+
+inline void store_masked(Bfloat* p, Floats v, long count) {
+    __m256i held;
+    store((Bfloat*)&held, v);
+    _mm256_mask_storeu_epi16(p, below(count), held);
+}
+#else
 template <class T>
-inline Floats load_part(const T* p, long count) {
-    if (count >= lanes) return load(p);
+inline Floats load_masked(const T* p, long count) {
     T held[lanes] = {};
     std::memcpy(held, p, (size_t)count * sizeof(T));
     return load(held);
 }
 
 template <class T>
-inline void store_part(T* p, Floats v, long count) {
-    if (count >= lanes) return store(p, v);
+inline void store_masked(T* p, Floats v, long count) {
     T held[lanes];
     store(held, v);
     std::memcpy(p, held, (size_t)count * sizeof(T));
+}
+#endif
+
+// The first `count` numbers of a vector, zeros behind them; `count` may exceed the lanes.
+template <class T>
+inline Floats load_part(const T* p, long count) {
+    return count >= lanes ? load(p) : load_masked(p, count);
+}
+
+template <class T>
+inline void store_part(T* p, Floats v, long count) {
+    count >= lanes ? store(p, v) : store_masked(p, v, count);
 }
 
 // The sum of the lanes, by halves.

@@ -13,12 +13,12 @@ namespace {
 template <class T>
 class Scratch {
    public:
-    // Zeros.
-    explicit Scratch(long count) {
+    // Zeros, unless they are not asked for.
+    explicit Scratch(long count, bool zeros = true) {
         size_t bytes = ((size_t)count * sizeof(T) + 127) & ~(size_t)63;
         memory = (T*)aligned_alloc(64, bytes);
         if (!memory) std::abort();
-        std::memset((void*)memory, 0, bytes);
+        if (zeros) std::memset((void*)memory, 0, bytes);
     }
     ~Scratch() { free(memory); }
     Scratch(const Scratch&) = delete;

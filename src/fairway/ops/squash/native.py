@@ -49,23 +49,22 @@ def _(
 @torch.library.custom_op("fairway::squash_backward", mutates_args=())
 def _backward(
     upstream: Tensor, x: Tensor, alpha: Tensor, shift: Tensor | None, gain: Tensor | None, error_function: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by x, (alpha, shift), gain and bias."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by x, (alpha, shift), and gain and bias, (2, D)."""
     dx, upstream, width, shares = torch.empty_like(x), upstream.contiguous(), x.shape[-1], torch.get_num_threads()
-    inner_S2, gain_SD, bias_SD = torch.zeros(shares, 2), torch.zeros(shares, width), torch.zeros(shares, width)
+    inner_S2, outer_2SD = torch.empty(shares, 2), torch.zeros(2, shares, width)
     kernel("squash_backward")(
-        pointer(upstream), pointer(x), pointer(gain), pointer(dx), pointer(inner_S2), pointer(gain_SD),
-        pointer(bias_SD), c_long(shares), *_description(x, alpha, shift, error_function),
+        pointer(upstream), pointer(x), pointer(gain), pointer(dx), pointer(inner_S2), pointer(outer_2SD[0]),
+        pointer(outer_2SD[1]), c_long(shares), *_description(x, alpha, shift, error_function),
     )  # fmt: skip
-    return dx, inner_S2.sum(0), gain_SD.sum(0), bias_SD.sum(0)
+    return dx, inner_S2.sum(0), outer_2SD.sum(1)
 
 
 @_backward.register_fake
 def _(
     upstream: Tensor, x: Tensor, alpha: Tensor, shift: Tensor | None, gain: Tensor | None, error_function: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    learned = alpha.new_empty(x.shape[-1])
-    return torch.empty_like(x), alpha.new_empty(2), learned, torch.empty_like(learned)
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(x), alpha.new_empty(2), alpha.new_empty(2, x.shape[-1])
 
 
 def _description(x: Tensor, alpha: Tensor, shift: Tensor | None, error_function: bool) -> tuple[object, ...]:
@@ -81,7 +80,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     x, alpha, shift, gain = ctx.saved_tensors
-    dx, inner, dgain, dbias = _backward(upstream, x, alpha, shift, gain, ctx.error_function)
+    dx, inner, (dgain, dbias) = _backward(upstream, x, alpha, shift, gain, ctx.error_function)
     dshift = None if shift is None else inner[1].view(shift.shape)
     return dx, inner[0].view(alpha.shape), dshift, None if gain is None else dgain, dbias if ctx.bias else None, None
 
