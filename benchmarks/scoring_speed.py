@@ -26,7 +26,7 @@ from peers.plain_gpt import PlainGpt
 
 import fairway
 from fairway.core.device import keep_freed_memory, route_float32_products
-from fairway.evaluate.bpb import EvaluateConfig, evaluate
+from fairway.evaluate.bpb import EvaluateConfig, evaluate, predictor_of
 from fairway.model.mixer import attention
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, score_sequences, sequences_of
@@ -65,7 +65,7 @@ def prepare_ours(name: str, model: Model, texts: Sequence[bytes]) -> Prepared:
     half = "bf16" in name
     config = EvaluateConfig(mode="plain", documents=MODE, batch=BATCH, precision="bf16" if half else "fp32")
     policy, tokens = config.policy(model.context), sequences(model, texts)
-    predictor = NetworkPredictor(model.network, torch.bfloat16 if half else None)
+    predictor = predictor_of(model, config.precision)
     exact = score_sequences(NetworkPredictor(deepcopy(model.network).double()), tokens, policy, BATCH).total()
     if "evaluate" in name:
         return lambda: evaluate(model, texts, config).nats, exact
