@@ -59,7 +59,7 @@ class NetworkPredictor:
         device = self.network.device
         products = self._products if self.autocast is None else nullcontext()
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None), products:
-            hidden_BTD = self.network(inputs_BT.to(device)).hidden_BTD[:, first:]
+            hidden_BTD = self.network(inputs_BT.to(device), first=first).hidden_BTD
             return self.network.log_probabilities(hidden_BTD)
 
 
