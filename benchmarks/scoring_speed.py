@@ -146,7 +146,7 @@ def main() -> None:
     measured = pairs.measure(commands, chosen.rounds, chosen.threads)
     plain = {WITHOUT: [*base, "--contend", WITHOUT]}
     measured |= pairs.measure(plain, chosen.rounds, chosen.threads, {"FAIRWAY_NATIVE": "0"})
-    wrong = {name for name, found in measured.items() if not found.facts["error"] <= ERROR[_precision(name)]}
+    wrong = {name for name, found in measured.items() if not found.facts["error"] <= ERROR[precision_of(name)]}
     for name in sorted(wrong):
         print(f"{name} is not shown: its nats were off by {measured[name].facts['error']:.1e}.")
     seconds = {name: found.cpu if chosen.threads == 1 else found.wall for name, found in measured.items()}
@@ -154,7 +154,8 @@ def main() -> None:
     save(f"scoring_speed_{chosen.threads}t", measured, rates, "tokens/s", OURS)
 
 
-def _precision(name: str) -> str:
+def precision_of(name: str) -> str:
+    """The precision in a contender's name."""
     return "bf16" if "bf16" in name else "fp32"
 
 
