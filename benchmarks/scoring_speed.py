@@ -26,7 +26,7 @@ from peers.plain_gpt import PlainGpt
 
 import fairway
 from fairway.core.device import keep_freed_memory, route_float32_products
-from fairway.evaluate.bpb import EvaluateConfig, evaluate
+from fairway.evaluate.bpb import EvaluateConfig, evaluate, predictor_of
 from fairway.model.mixer import attention
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, score_sequences, sequences_of
@@ -65,7 +65,7 @@ def prepare_ours(name: str, model: Model, texts: Sequence[bytes]) -> Prepared:
     half = "bf16" in name
     config = EvaluateConfig(mode="plain", documents=MODE, batch=BATCH, precision="bf16" if half else "fp32")
     policy, tokens = config.policy(model.context), sequences(model, texts)
-    predictor = NetworkPredictor(model.network, torch.bfloat16 if half else None)
+    predictor = predictor_of(model, config.precision)
     exact = score_sequences(NetworkPredictor(deepcopy(model.network).double()), tokens, policy, BATCH).total()
     if "evaluate" in name:
         return lambda: evaluate(model, texts, config).nats, exact
@@ -146,7 +146,7 @@ def main() -> None:
     measured = pairs.measure(commands, chosen.rounds, chosen.threads)
     plain = {WITHOUT: [*base, "--contend", WITHOUT]}
     measured |= pairs.measure(plain, chosen.rounds, chosen.threads, {"FAIRWAY_NATIVE": "0"})
-    wrong = {name for name, found in measured.items() if not found.facts["error"] <= ERROR[_precision(name)]}
+    wrong = {name for name, found in measured.items() if not found.facts["error"] <= ERROR[precision_of(name)]}
     for name in sorted(wrong):
         print(f"{name} is not shown: its nats were off by {measured[name].facts['error']:.1e}.")
     seconds = {name: found.cpu if chosen.threads == 1 else found.wall for name, found in measured.items()}
@@ -154,7 +154,8 @@ def main() -> None:
     save(f"scoring_speed_{chosen.threads}t", measured, rates, "tokens/s", OURS)
 
 
-def _precision(name: str) -> str:
+def precision_of(name: str) -> str:
+    """The precision in a contender's name."""
     return "bf16" if "bf16" in name else "fp32"
 
 

@@ -43,10 +43,18 @@ class PlainGpt(nn.Module):
                 nn.init.normal_(parameter, std=deviation)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return functional.linear(self.norm(self.stream(tokens)), self.tokens.weight)
+
+    def next_logits(self, tokens: Tensor) -> Tensor:
+        """Logits after the last token alone, (B, V)."""
+        return functional.linear(self.norm(self.stream(tokens)[:, -1]), self.tokens.weight)
+
+    def stream(self, tokens: Tensor) -> Tensor:
+        """The residual stream behind the last layer."""
         x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for layer in self.layers:
             x = layer(x)
-        return functional.linear(self.norm(x), self.tokens.weight)
+        return x
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())

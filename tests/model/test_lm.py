@@ -9,9 +9,11 @@ import torch
 from torch.nn import functional
 
 from fairway.core.errors import ConfigError
-from fairway.model.lm import LanguageModel, ModelConfig
+from fairway.model.lm import DEPTH, FFN, MIXER, POSITION, LanguageModel, ModelConfig
 from fairway.model.parts import active_parameters, after_step
-from laws.models import VOCABULARY, model_config, opened_model, sample_tokens, technique
+from laws.models import VOCABULARY, built_model, model_config, opened_model, sample_tokens, technique
+
+SLOTS = {"mixer": MIXER, "ffn": FFN, "position": POSITION, "depth": DEPTH}
 
 
 def loss_of(model: LanguageModel, tokens: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
@@ -192,3 +194,48 @@ def test_positions_that_cannot_be_extended_say_so() -> None:
         model_config(position="learned").extended(64)
     with pytest.raises(ConfigError, match="longer context"):
         model_config().extended(32)
+
+
+EVERY_PART = [{name: technique(kind)} for name in SLOTS for kind in SLOTS[name].kinds()]
+ATTENTIONS = [
+    {"mixer": technique("attention", **settings), **more}
+    for settings, more in (
+        ({"window": 5}, {}),
+        ({"softcap": 3.0, "exclusive": True, "key_groups": 2}, {}),
+        ({"qk_norm": False}, {}),
+        ({"window": 9}, {"position": technique("rope", interleaved=True)}),
+        ({}, {"block": {"parallel": True}}),
+        ({}, {"block": {"placement": "sandwich", "depth_scale": True}}),
+        ({}, {"block": {"placement": "post"}}),
+        ({"heads": 3}, {"embedding": {"kind": "value", "base": technique("bigram_hash"), "smear": True}}),
+    )
+]
+
+
+@pytest.mark.parametrize("parts", [*EVERY_PART, *ATTENTIONS], ids=str)
+def test_outputs_that_are_not_wanted_change_neither_the_others_nor_the_state(parts: dict[str, Any]) -> None:
+    model = built_model(model_config(**parts)).eval()
+    tokens = sample_tokens(length=19)
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[0, 11] = True
+    with torch.no_grad():
+        for begun in (0, 8):
+            before = model(tokens[:, :begun]).state if begun else None
+            for starts_BT in (None, starts[:, begun:]) if model.config.isolates_documents() else (None,):
+                whole = model(tokens[:, begun:], before, starts_BT=starts_BT)
+                for first in (1, 6, 18 - begun):
+                    part = model(tokens[:, begun:], before, starts_BT=starts_BT, first=first)
+                    assert part.hidden_BTD.shape[1] == 19 - begun - first
+                    assert torch.allclose(part.hidden_BTD, whole.hidden_BTD[:, first:], rtol=0, atol=1e-9)
+                    for one, other in zip(part.state, whole.state, strict=True):
+                        assert torch.allclose(one, other, rtol=0, atol=1e-9)
+
+
+def test_the_last_block_spends_nothing_on_outputs_that_are_not_wanted() -> None:
+    model = opened_model(model_config())
+    rows: list[int] = []
+    for block in model.depth.blocks:
+        for part in (block.mixer.query, block.mixer.key, block.ffn):
+            part.register_forward_hook(lambda module, given, result: rows.append(given[0].shape[1]))  # noqa: ARG005
+    model(sample_tokens(length=19), first=15)
+    assert rows == [19, 19, 19, 4, 19, 4]

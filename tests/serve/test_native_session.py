@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fairway.artifact.format import Contents, write
 from fairway.artifact.packing import raw, rows
-from fairway.artifact.steps import nearest_exponents, steps_of
+from fairway.artifact.steps import nearest_exponents
 from fairway.core import log
 from fairway.core.native import LEVELS
-from fairway.model.lm import LanguageModel, ModelConfig
+from fairway.model.lm import ModelConfig
 from fairway.model.parts import parameter_roles
 from fairway.ops.matvec.native import FLOAT, INT4, INT8, INT16
 from fairway.serve.engine import Session
@@ -22,25 +21,13 @@ from fairway.serve.model import Model
 from fairway.serve.native_session import NativeSession, compiled_step
 from fairway.serve.window import Policy
 from laws.levels import EVERY_LEVEL, at_level
-from serve.tiny import random_model, random_network
+from serve.tiny import integers, random_model, random_network
 
 CONFIG = ModelConfig.read(
     {"width": 48, "context": 64, "depth": 3, "mixer": {"kind": "attention", "heads": 3}, "ffn": "swiglu"}
 )
 LOGIT_ERROR = 5e-5
 """Largest difference of a logit from PyTorch's in float32."""
-
-
-def integers(network: LanguageModel, largest: int) -> dict[str, Tensor]:
-    """Rounds every matrix to multiples of a step for each row, as an artifact does; returns the steps."""
-    steps = {}
-    for name, weight in network.named_parameters():
-        if weight.ndim == 2:
-            exponents = nearest_exponents((weight.abs().amax(1) / largest).numpy())
-            step_O = torch.from_numpy(steps_of(exponents))
-            weight.copy_((weight / step_O[:, None]).round().clamp(-largest, largest) * step_O[:, None])
-            steps[name] = step_O
-    return steps
 
 
 @pytest.mark.parametrize("level", LEVELS)

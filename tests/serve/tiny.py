@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fairway.artifact.format import Contents, write
 from fairway.artifact.packing.raw import pack
+from fairway.artifact.steps import nearest_exponents, steps_of
 from fairway.data.tokenizer.bpe import BpeTokenizer
 from fairway.model.lm import LanguageModel, ModelConfig
 from fairway.model.parts import parameter_roles
@@ -36,6 +38,18 @@ def random_network(vocabulary: int, seed: int = 0, config: ModelConfig = CONFIG)
         for parameter in network.parameters():
             parameter.normal_(0.0, 0.4, generator=random)
     return network.eval().requires_grad_(False)
+
+
+def integers(network: LanguageModel, largest: int) -> dict[str, Tensor]:
+    """Rounds every matrix to multiples of a step for each row, as an artifact does; returns the steps."""
+    steps = {}
+    for name, weight in network.named_parameters():
+        if weight.ndim == 2:
+            exponents = nearest_exponents((weight.abs().amax(1) / largest).numpy())
+            step_O = torch.from_numpy(steps_of(exponents))
+            weight.copy_((weight / step_O[:, None]).round().clamp(-largest, largest) * step_O[:, None])
+            steps[name] = step_O
+    return steps
 
 
 def random_model(seed: int = 0) -> Model:

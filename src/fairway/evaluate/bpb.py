@@ -219,7 +219,7 @@ def predictor_of(model: Model, precision: Precision) -> NetworkPredictor:
     """The model's network as a predictor in a precision."""
     if precision == "fp64":
         return NetworkPredictor(deepcopy(model.network).double())
-    return NetworkPredictor(model.network, torch.bfloat16 if precision == "bf16" else None)
+    return NetworkPredictor(model.network, torch.bfloat16 if precision == "bf16" else None, model.steps)
 
 
 def sample(documents: Sequence[bytes], max_bytes: int | None) -> list[bytes]:

@@ -53,7 +53,7 @@ def by_position(
     targets = sum(len(sequence) - 1 for sequence in sequences)
     if targets < length:
         raise EvaluationError(f"The text has {targets:,} tokens; at least one window of {length:,} is needed.")
-    tally = score_sequences(NetworkPredictor(model.network), sequences, Policy(length, length))
+    tally = score_sequences(NetworkPredictor(model.network, steps=model.steps), sequences, Policy(length, length))
     nats = tally.nats[0]
     place = np.arange(len(nats)) % length
     edges = np.unique(np.linspace(0, length, bins + 1).round().astype(np.int64))

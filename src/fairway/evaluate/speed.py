@@ -34,7 +34,7 @@ def measure(model: Model, *, batch: int = 32, tokens: int = 64, repeats: int = 5
     rows = rows_at_once(policy, model.network.vocabulary, batch)
     inputs_BT = torch.randint(model.network.vocabulary, (rows, model.context), generator=random)
     prompt = inputs_BT[0, : max(1, model.context // 2)].tolist()
-    predictor = NetworkPredictor(model.network)
+    predictor = NetworkPredictor(model.network, steps=model.steps)
     scoring, decoding, first = [], [], []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -121,8 +121,14 @@ class Block(Stateful):
     def forward(
         self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT
     ) -> tuple[Tensor, State, Aux]:
+        if context.first and self.ffn.empty_state(1):
+            x_BTD, state, aux = self(x_BTD, state, context.with_(first=0))
+            return x_BTD[:, context.first :], state, aux
         before_mixer, before_ffn = split_state(state, (self.mixer, self.ffn))
         y_BTD, after_mixer = self.mixer(self._entry(x_BTD, self.mixer_norm), before_mixer, context)
+        if context.first:
+            x_BTD = x_BTD[:, context.first :]
+            y_BTD, context = y_BTD[:, y_BTD.shape[1] - x_BTD.shape[1] :], context.wanted()
         y_BTD = self._branch(y_BTD, self.mixer_after, self.mixer_scale)
         mixed_BTD, enters_BTD = self._between(x_BTD, y_BTD)
         y_BTD, after_ffn, aux = self.ffn(enters_BTD, before_ffn, context)

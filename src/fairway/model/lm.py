@@ -191,8 +191,9 @@ class LanguageModel(Stateful):
         *,
         starts_BT: Tensor | None = None,
         progress: float = 1.0,
+        first: int = 0,
     ) -> Output:
-        """Hidden vectors for every token, and the state after the last."""
+        """Hidden vectors for every token from `first` on, and the state after the last."""
         batch, time = tokens_BT.shape
         seen_B = torch.zeros(batch, dtype=torch.int64, device=tokens_BT.device) if state is None else state[0]
         context = Context(tokens_BT, starts_BT, progress=progress)
@@ -209,7 +210,10 @@ class LanguageModel(Stateful):
         if self.scale is not None:
             x_BTD = self.scale(x_BTD)
         context = context.with_(embedded_BTD=x_BTD, value_BTD=self.embedding.values(tokens_BT))
-        x_BTD, after_depth, aux = self.depth(x_BTD, before[-1], context)
+        x_BTD, after_depth, aux = self.depth(
+            x_BTD, before[-1], context.with_(first=first) if self.depth.leaves_out else context
+        )
+        x_BTD = x_BTD if self.depth.leaves_out else x_BTD[:, first:]
         aux = aux.under("depth")
         if self.head.config.untie_at is not None:
             aux = aux + Aux({}, {"progress": torch.tensor(progress, dtype=torch.float64)})

@@ -90,7 +90,7 @@ class Mixer(Stateful):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, state: State | None = None, context: Context = NO_CONTEXT) -> tuple[Tensor, State]:
-        """Outputs of the same shape, and the state after the last token."""
+        """Outputs of the same shape, or without those before `context.first`, and the state after the last token."""
 
 
 class Ffn(Stateful):
@@ -183,6 +183,9 @@ class Embedding(Stateful):
 
 class Depth(Stateful):
     """Composes blocks. `forward(x_BTD, state, context) -> (x_BTD, state, aux)`."""
+
+    leaves_out: bool = False
+    """Whether outputs before `Context.first` are left out; if not, `Context.first` must be 0."""
 
     @abstractmethod
     def forward(

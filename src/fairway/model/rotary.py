@@ -94,7 +94,8 @@ class Rotary(Position):
 
 @lru_cache(maxsize=64)
 def _table(frequencies: Frequencies, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(frequencies, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # what is kept must serve training, too
+        return torch.tensor(frequencies, dtype=dtype, device=device)
 
 
 def turned(x_BHTK: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor, *, interleaved: bool) -> Tensor:

@@ -23,7 +23,10 @@ def stateful(modules: nn.ModuleList) -> list[Stateful]:
 def run_blocks(
     blocks: Sequence[Stateful], x_BTD: Tensor, state: State | None, context: Context, name: str = "blocks"
 ) -> tuple[Tensor, State, Aux]:
-    """Applies blocks in order; auxiliary values get the names the blocks have in a list called `name`."""
+    """Applies blocks in order; auxiliary values get the names the blocks have in a list called `name`.
+
+    Of the last block only the outputs from `context.first` on are returned.
+    """
     pieces = split_state(state, blocks)
     inner = context if context.runner is None else context.with_(runner=None)
     states: list[Tensor] = []
@@ -31,7 +34,8 @@ def run_blocks(
     def run(start: int, stop: int, x_BTD: Tensor) -> tuple[Tensor, list[Aux]]:
         auxes = []
         for index in range(start, stop):
-            x_BTD, after, aux = _call(blocks[index], x_BTD, pieces[index], inner)
+            here = inner if index + 1 == len(blocks) or not inner.first else inner.with_(first=0)
+            x_BTD, after, aux = _call(blocks[index], x_BTD, pieces[index], here)
             auxes.append(aux.under(f"{name}.{index}"))
             if context.runner is None:
                 states.extend(after)

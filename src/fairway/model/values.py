@@ -107,6 +107,8 @@ class Context:
     """Runs consecutive blocks instead of a plain loop, as recomputation does; they then return no state."""
     block_runner: "BlockRunner | None" = None
     """Runs each block instead of a plain call."""
+    first: int = 0
+    """The first token whose output is wanted; a block leaves out those before it, and the state is as ever."""
 
     def with_(self, **changes: object) -> Self:
         """A copy with some fields replaced."""
@@ -114,6 +116,14 @@ class Context:
 
     def pieces(self, length: int, count: int) -> list[Self]:
         """One context for each of `count` pieces of at most `length` tokens."""
-        timed = {field.name: getattr(self, field.name) for field in fields(self)}
-        cut = {name: value.split(length, 1) for name, value in timed.items() if isinstance(value, Tensor)}
+        cut = {name: value.split(length, 1) for name, value in self._timed().items()}
         return [self.with_(**{name: values[index] for name, values in cut.items()}) for index in range(count)]
+
+    def wanted(self) -> Self:
+        """The context of the wanted tokens alone."""
+        return self.with_(first=0, **{name: value[:, self.first :] for name, value in self._timed().items()})
+
+    def _timed(self) -> dict[str, Tensor]:
+        """The values that have one entry for each token."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}

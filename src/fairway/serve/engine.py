@@ -50,9 +50,9 @@ class Session:
         else:
             self._input.fill_(self.tokens[-1])
             inputs_BT = self._input
-        output = self.network(inputs_BT, self._state)
+        output = self.network(inputs_BT, self._state, first=inputs_BT.shape[1] - 1)
         self._state = output.state
-        return self.network.logits(output.hidden_BTD[:, -1:])[0, 0]
+        return self.network.logits(output.hidden_BTD)[0, 0]
 
     def push(self, token: int) -> None:
         """Adds a token; `logits` must be read between two of them."""

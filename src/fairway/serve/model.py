@@ -73,7 +73,7 @@ class Model:
     ) -> TextScore:
         """Bits per byte of a text, or of several documents, by sliding windows; `evaluate` adds the gates."""
         parts = [_bytes(text)] if isinstance(text, (bytes, str)) else list(text)
-        predictor = NetworkPredictor(self.network)
+        predictor = NetworkPredictor(self.network, steps=self.steps)
         return score_documents(predictor, self.tokenizer, parts, self.policy(stride), documents)
 
     def generate(

@@ -6,7 +6,8 @@ bytes counted in the text. Shape key: B batch, T time, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fairway.data.parts import Tokenizer
 from fairway.model.lm import LanguageModel
+from fairway.serve.coded import CodedProducts
 from fairway.serve.window import Batch, Policy, batches
 
 Nats = np.ndarray[Any, np.dtype[np.float64]]
@@ -40,16 +42,24 @@ class Predictor(Protocol):
 class NetworkPredictor:
     """A language model as a predictor: `log softmax` of its logits, in float32 at least."""
 
-    def __init__(self, network: LanguageModel, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        network: LanguageModel,
+        autocast: torch.dtype | None = None,
+        steps: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`steps`: by parameter, what each of its rows is a whole multiple of, as `Model` has them."""
         self.network = network
         self.vocabulary = network.vocabulary
         self.autocast = autocast
+        self._products = CodedProducts(network, steps or {})
 
     @torch.inference_mode()
     def predict(self, inputs_BT: Tensor, first: int) -> Tensor:
         device = self.network.device
-        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            hidden_BTD = self.network(inputs_BT.to(device)).hidden_BTD[:, first:]
+        products = self._products if self.autocast is None else nullcontext()
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None), products:
+            hidden_BTD = self.network(inputs_BT.to(device), first=first).hidden_BTD
             return self.network.log_probabilities(hidden_BTD)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from fairway.core.config import Slot
 from fairway.core.errors import ConfigError
+from fairway.model import rotary
 from fairway.model.lm import ModelConfig
 from fairway.model.mixer.attention import Config as Attention
 from fairway.model.parts import NO_CONTEXT, PositionConfig
@@ -155,3 +156,12 @@ def test_positions_that_cannot_work_are_refused_when_the_recipe_is_read(settings
 def test_heads_too_narrow_to_rotate_are_refused() -> None:
     with pytest.raises(ConfigError, match="no pair to rotate"):
         ModelConfig.read({"width": 8, "mixer": {"kind": "attention", "heads": 8}})
+
+
+def test_angles_first_used_while_scoring_serve_training_afterwards() -> None:
+    rope, place = position("rope", base=777.0), torch.arange(7)[None]
+    with torch.inference_mode():
+        rope.rotate(heads(), place, 0)
+    x = heads().requires_grad_()
+    rope.rotate(x * rope.angles(place, torch.float64)[0].sum(), place, 0).sum().backward()
+    assert not rotary._table(rope.frequencies(0), torch.float64, x.device).is_inference()

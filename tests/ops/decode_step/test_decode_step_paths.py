@@ -142,6 +142,22 @@ def test_many_tokens_at_once_and_a_new_beginning_are_the_same(level: str) -> Non
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_what_only_the_last_token_needs_is_computed_for_it_alone(accumulates: bool, level: str) -> None:
+    x, y, z = Span(0, 20), Span(80, 20), Span(160, 20)
+    carried = (EmbedPair(z, 0, Span(320, 1)), Add(x, x, z))
+    attention = (Attend(y, x, x, x, 0, 2, 2, window=3), Add(x, x, y), Attend(y, x, x, x, 1, 2, 1))
+    behind = (Add(z, z, y), Add(y, y, y, 0.5) if not accumulates else Add(Span(400, 20), Span(400, 20), y))
+    made = program(20, *carried, *attention, *behind, result=behind[1].to, caches=((2, 10), (1, 10)))
+    assert made.lasting() == (8 if accumulates else 6)
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6]
+    with at_level(level):
+        one, other = (native.Sequence(native.Compiled(made)) for _ in range(2))
+        singly = [one.take([token]).clone() for token in tokens][-1]
+        assert torch.equal(other.take(tokens), singly)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_two_threads_compute_the_same_bits_as_one(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = Span(0, 64), Span(160, 100), Span(320, 64)
     steps = (

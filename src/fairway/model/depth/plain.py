@@ -22,6 +22,8 @@ class Config(DepthConfig):
 class Plain(Depth):
     """`forward(x_BTD, state, context) -> (x_BTD, state, aux)`."""
 
+    leaves_out = True
+
     def __init__(self, blocks: list[Stateful]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)

@@ -109,7 +109,8 @@ class Attention(Mixer):
         index_BT = index_T[None] if state is None else seen_B[:, None] + index_T
         position_BT = index_BT if context.positions_BT is None else context.positions_BT
         angles_TR = self._angles(x_BTD, position_BT)
-        q_BHTK, k_BGTK, v_BGTK = self._projected(x_BTD, context, angles_TR)
+        wanted = 0 if self._keeps_positions else context.first
+        q_BHTK, k_BGTK, v_BGTK = self._projected(x_BTD, context, angles_TR, wanted)
         if self._keeps_positions:
             old_positions = [torch.cat((old_positions[0], position_BT.expand(batch, -1)), dim=1)]
         elif self.position is not None and angles_TR is None:
@@ -120,10 +121,11 @@ class Attention(Mixer):
         if self._keeps_positions:
             y_BHTK = self._attend_turning(q_BHTK, k_BGSK, v_BGSK, old_positions[0], first_BT)
         else:
+            first_BT = first_BT if first_BT is None else first_BT[:, wanted:]
             y_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, first_BT, self.config.softcap)
         if self.config.exclusive:
-            y_BHTK = _without_own(y_BHTK, v_BGTK)
-        y_BTD = self.output(y_BHTK.transpose(1, 2).reshape(batch, time, -1))
+            y_BHTK = _without_own(y_BHTK, v_BGTK[:, :, wanted:])
+        y_BTD = self.output(y_BHTK.transpose(1, 2).reshape(batch, time - wanted, -1))
         length = k_BGSK.shape[2]
         count = length if self.config.window is None else min(length, self.config.window - 1)
         start_B = start_BT[:, -1] if time else start_B
@@ -140,16 +142,16 @@ class Attention(Mixer):
         return self.position.angles(position_BT, torch.float64 if x_BTD.dtype == torch.float64 else torch.float32)
 
     def _projected(
-        self, x_BTD: Tensor, context: Context, angles_TR: Angles | None = None
+        self, x_BTD: Tensor, context: Context, angles_TR: Angles | None = None, wanted: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values by head, normalised, and rotated if angles are given."""
-        q_BTHK = self._heads(self.query(x_BTD), self.config.heads)
+        """Queries from `wanted` on, keys and values by head, normalised, and rotated if angles are given."""
+        q_BTHK = self._heads(self.query(x_BTD[:, wanted:]), self.config.heads)
         k_BTGK = self._heads(self.key(x_BTD), self.groups)
         v_BTE = self.value(x_BTD)
         if context.value_BTD is not None:
             v_BTE = v_BTE + context.value_BTD[..., : v_BTE.shape[-1]].to(v_BTE.dtype)
         if self.norm is not None and angles_TR is not None:
-            q_BTHK = self.norm.turned(q_BTHK, self.gain_H, angles_TR)
+            q_BTHK = self.norm.turned(q_BTHK, self.gain_H, (angles_TR[0][wanted:], angles_TR[1][wanted:]))
             k_BTGK = self.norm.turned(k_BTGK, None, angles_TR)
         elif self.norm is not None and self.gain_H is not None:
             q_BTHK = self.norm(q_BTHK) * self.gain_H[:, None].to(q_BTHK.dtype)
@@ -160,8 +162,10 @@ class Attention(Mixer):
     def _rotated(self, q_BHTK: Tensor, k_BGTK: Tensor, position_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Both turned: of a single token together, which saves calls, and else apart, which saves copies."""
         assert self.position is not None
-        if q_BHTK.shape[2] > 1:
-            return self.position.rotate(q_BHTK, position_BT, 0), self.position.rotate(k_BGTK, position_BT, 0)
+        queries, keys = q_BHTK.shape[2], k_BGTK.shape[2]
+        if keys > 1:
+            q_BHTK = self.position.rotate(q_BHTK, position_BT[:, keys - queries :], 0)
+            return q_BHTK, self.position.rotate(k_BGTK, position_BT, 0)
         both = self.position.rotate(torch.cat((q_BHTK, k_BGTK), dim=1), position_BT, 0)
         q_BHTK, k_BGTK = both.split((self.config.heads, self.groups), dim=1)
         return q_BHTK, k_BGTK

@@ -177,7 +177,8 @@ void remove_own(float* y, const float* v, long width) {
     for (long i = 0; i < width; i++) y[i] -= share * v[i];
 }
 
-void attention(const Instruction& is, float* arena, float* memory, long position, long length, Worker& worker) {
+// With `only_append` the key and the value are added to the cache and nothing is read from it.
+void attention(const Instruction& is, float* arena, float* memory, long position, long length, bool only_append, Worker& worker) {
     Cache cache(is, memory, length);
     long width = cache.width, shared = is.heads / is.groups;
     long first = is.window && position + 1 > is.window ? position + 1 - is.window : 0, start = first / 16 * 16;
@@ -186,6 +187,7 @@ void attention(const Instruction& is, float* arena, float* memory, long position
     for (long g = is.groups * worker.me / worker.all_of_us; g < is.groups * (worker.me + 1) / worker.all_of_us; g++) {
         const float* v = arena + is.third + g * width;
         cache.append(g, position, arena + is.second + g * width, v);
+        if (only_append) continue;
         for (long h = g * shared; h < (g + 1) * shared; h++) {
             float most = scores(cache, arena + is.first + h * width, g, first, position, is.a, p);
             Floats sum{};
@@ -247,7 +249,7 @@ void small(const Instruction& is, const Matrix* matrices, float* arena, long tok
 
 struct Job {
     const Instruction* program;
-    long body, whole;
+    long lasting, whole;
     const Matrix* matrices;
     float *arena, *memory;
     const long* tokens;
@@ -258,7 +260,8 @@ bool for_all(const Instruction& is) { return is.operation == product || is.opera
 
 void work(const Job& job, Worker& worker) {
     for (long t = 0; t < job.count; t++) {
-        long steps = t + 1 < job.count ? job.body : job.whole;
+        bool final = t + 1 == job.count;
+        long steps = final ? job.whole : job.lasting;
         bool together = true;
         for (long i = 0; i < steps; i++) {
             const Instruction& is = job.program[i];
@@ -271,7 +274,7 @@ void work(const Job& job, Worker& worker) {
                 worker.operand.take(job.arena + is.first, m.columns);
                 multiply(m, worker.operand, job.arena + is.to, worker.me, worker.all_of_us);
             } else if (is.operation == attend) {
-                attention(is, job.arena, job.memory, job.position + t, job.length, worker);
+                attention(is, job.arena, job.memory, job.position + t, job.length, !final && i + 1 == job.lasting, worker);
             } else if (worker.me == 0) {
                 small(is, job.matrices, job.arena, job.tokens[t], job.position + t);
             }
@@ -281,12 +284,12 @@ void work(const Job& job, Worker& worker) {
 
 }  // namespace
 
-// Takes in `count` tokens from `position` on; the head runs for the last of them. The first `body` instructions of `whole`
-// are those of every token.
+// Takes in `count` tokens from `position` on. The last of them runs all instructions, the others the first `lasting`, and where
+// the last of these is an attention, it only adds to its cache.
 FAIRWAY_EXPORT(decode_step)
-(const Instruction* program, long body, long whole, const Matrix* matrices, float* arena, float* memory, const long* tokens,
+(const Instruction* program, long lasting, long whole, const Matrix* matrices, float* arena, float* memory, const long* tokens,
  long count, long position, long length, int threads) {
-    Job job{program, body, whole, matrices, arena, memory, tokens, count, position, length};
+    Job job{program, lasting, whole, matrices, arena, memory, tokens, count, position, length};
     if (threads < 2) {
         Worker worker{{}, {}, 0, 1};
         return work(job, worker);

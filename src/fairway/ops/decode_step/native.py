@@ -50,6 +50,7 @@ class Compiled:
 
     def __init__(self, program: Program, fewest_bits: int = 4) -> None:
         self.program = program
+        self.lasting = program.lasting()
         self.matrices = [packed(one.weight_OI, one.step_O, fewest_bits) for one in program.matrices]
         self._keep: list[Tensor] = []
         self._places, self.memory = _cache_places(program)
@@ -127,7 +128,7 @@ class Sequence:
         self._memory = torch.zeros(compiled.memory)
         self._logits_V = self._arena[program.logits.start : program.logits.start + program.logits.size]
         self._start = (
-            _place(compiled.records), c_long(len(program.body)), c_long(len(compiled.records)),
+            _place(compiled.records), c_long(compiled.lasting), c_long(len(compiled.records)),
             _place(compiled.matrix_table), pointer(self._arena), pointer(self._memory),
         )  # fmt: skip
         large = compiled.weight_bytes >= FEWEST_BYTES_FOR_THREADS

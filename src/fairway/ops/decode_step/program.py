@@ -21,6 +21,11 @@ class Span:
     start: int
     size: int
 
+    @property
+    def places(self) -> range:
+        """Where they stand."""
+        return range(self.start, self.start + self.size)
+
     def part(self, offset: int, size: int) -> "Span":
         """Some of its numbers."""
         assert offset + size <= self.size
@@ -181,3 +186,29 @@ class Program:
     """Key groups and head width of each cache."""
     length: int
     """Tokens a sequence may have."""
+
+    def lasting(self) -> int:
+        """How many instructions of the body leave something to the next step: the rest is for this step's logits alone.
+
+        What they leave stands in a cache, or in a span that a step reads before it writes it.
+        """
+        written, kept = [False] * self.arena, [False] * self.arena
+        for instruction in self.body:
+            reads, writes = _spans(instruction)
+            for place in (place for span in reads for place in span.places if not written[place]):
+                kept[place] = True
+            for place in (place for span in writes for place in span.places):
+                written[place] = True
+        lasting = 0
+        for count, instruction in enumerate(self.body, 1):
+            left = any(kept[place] for span in _spans(instruction)[1] for place in span.places)
+            lasting = count if left or isinstance(instruction, Attend) else lasting
+        return lasting
+
+
+def _spans(instruction: Instruction) -> tuple[list[Span], list[Span]]:
+    """What an instruction reads and what it writes."""
+    named = {name: value for name, value in vars(instruction).items() if isinstance(value, Span)}
+    both = [named[name] for name in ("vector", "last") if name in named]
+    writes = [named["to"]] if "to" in named else []
+    return [span for name, span in named.items() if name not in ("to", "vector", "last")] + both, writes + both
