@@ -241,8 +241,8 @@ void encode(const Spans& spans, const int32_t* places, uint32_t* state, Ends& to
 
 // places: numbers from `first` on, fewer than `reach` above it. span: of each of these. words: room for sixteen more than
 // `count`, filled from the end; `used` receives how many, and how many places were rare. state: `lane_count` times 2^16.
-// Places without a span are rare, and so is that of the span `stand_in`, if not negative, which is theirs together; rare: room
-// for `count`, filled from the end.
+// `stand_in`: which span, if not negative, belongs to its own place and all without one together: these are rare, and handed
+// out into `rare`, which has room for `count`, from the end.
 FAIRWAY_EXPORT(rans_encode)
 (const int32_t* places, const uint32_t* span, uint32_t* state, uint16_t* words, int32_t* rare, long* used, long count,
  long lane_count, long first, long reach, long stand_in, int bits) {
@@ -251,7 +251,8 @@ FAIRWAY_EXPORT(rans_encode)
     for (long s = 0; s < reach && stand_in >= 0; s++)
         if (!span[s]) entry[s] = entry[stand_in];
     Ends to{words + 16 + count, rare + count};
-    encode({entry.data(), reach, (int32_t)first, stand_in < 0 ? 0 : entry[stand_in], bits}, places, state, to, count, lane_count);
+    Spans spans{entry.data(), reach, (int32_t)first, stand_in < 0 ? 0 : entry[stand_in], bits};
+    encode(spans, places, state, to, count, lane_count);
     used[0] = words + 16 + count - to.words;
     used[1] = rare + count - to.rare;
 }
