@@ -359,11 +359,11 @@ struct Back {
         transposed(written.at, written.row, written_across, piece, piece, written.row);
         transposed(gone.at, gone.row, sides_across, both, both, gone.row);
         product<paired>(gone, {written_across, piece, 1}, pairs, piece, both, s.values, piece, 0);
+        if (by_decay && whole != 0) along_whole = whole * inner_product(flow, S, s.state());
         product<paired>(along<paired>(S, row, s.keys, narrow), {sides_across, both, 1}, by, both, s.keys, s.values, both, 0);
         product<paired>(along<paired>(flow, row, s.keys, narrow), {written_across, piece, 1}, kept, piece, s.keys, s.values,
                         piece, 0);
         if (by_decay) entered_back(p, s, rows.from(piece), entered);
-        if (by_decay && whole != 0) along_whole = whole * inner_product(flow, S, s.state());
         pairs_back(p, beyond, entered, along_whole, by_decay, s.heads);
         Side turned = across<paired>(p.rows, key_row, both, p.rows_across);
         columns_back(p, s, turned);
