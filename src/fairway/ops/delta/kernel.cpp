@@ -52,8 +52,8 @@ template <class T>
 struct Piece {
     static constexpr bool paired = pairs_of<T>;
     Scratch<float> room;
-    float *rows, *rows_across, *keys_across;          // keys, then queries from the row `base` on; turned
-    float *scores;                                    // products of both with the keys
+    float *rows, *rows_across, *keys_across;  // operands: keys, then queries from the row `base` on; paired along tokens; keys
+    float *scores;                            // products of both with the keys
     float *errors, *written, *written_across, *read;  // read holds what the state gives for each row
     Decays<piece> decays{};
     float beta[piece] = {};
@@ -78,7 +78,7 @@ struct Piece {
         clear(rows + length * s.key_words(), s);
     }
 
-    // Rows between the piece's end and the base.
+    // Zeros for the rows between the piece's end and the base.
     void clear(float* to, const Sizes<T>& s) const { std::memset(to, 0, 4 * (size_t)((base - length) * s.key_words())); }
 
     // Products of keys and queries with the keys, each times the decay between the two.
