@@ -30,6 +30,7 @@ struct Sizes {
     static constexpr bool paired = pairs_of<T>;
     long batch, time, heads, keys, values;
     long key_row() const { return rounded_up(keys, row_step<paired>); }
+    long key_words() const { return words<paired>(key_row()); }
     long row() const { return rounded_up(values, row_step<paired>); }
     long spans() const { return (time + span - 1) / span; }
     long state() const { return key_row() * row(); }
@@ -51,17 +52,16 @@ template <class T>
 struct Piece {
     static constexpr bool paired = pairs_of<T>;
     Scratch<float> room;
-    float *rows, *rows_along, *rows_across, *keys_across;  // keys, then queries from the row `base` on; as operands
-    float *scores;                                         // products of both with the keys
-    float *errors, *written, *written_across, *read;       // read holds what the state gives for each row
+    float *rows, *rows_across, *keys_across;  // operands: keys, then queries from the row `base` on; paired along tokens; keys
+    float *scores;                            // products of both with the keys
+    float *errors, *written, *written_across, *read;  // read holds what the state gives for each row
     Decays<piece> decays{};
     float beta[piece] = {};
     long length, base;
 
-    explicit Piece(const Sizes<T>& s) : room(7 * piece * s.key_row() + 2 * piece * piece + 5 * piece * s.row()) {
+    explicit Piece(const Sizes<T>& s) : room(5 * piece * s.key_row() + 2 * piece * piece + 5 * piece * s.row()) {
         rows = room.data();
-        rows_along = rows + 2 * piece * s.key_row();
-        rows_across = rows_along + 2 * piece * s.key_row();
+        rows_across = rows + 2 * piece * s.key_row();
         keys_across = rows_across + 2 * piece * s.key_row();
         scores = keys_across + piece * s.key_row();
         errors = scores + 2 * piece * piece;
@@ -74,20 +74,20 @@ struct Piece {
         const float* log_decay = in.log_decay ? in.log_decay + at * s.heads + h : nullptr;
         decays.fill(log_decay, s.heads, in.starts ? in.starts + at : nullptr, length);
         for (long i = 0; i < length; i++) beta[i] = in.beta[(at + i) * s.heads + h];
-        rows_in(in.k + (at * s.heads + h) * s.keys, s.key_stride(), rows, s.key_row(), length, s.keys);
-        clear(rows + length * s.key_row(), s);
+        operands_in<paired>(in.k + (at * s.heads + h) * s.keys, s.key_stride(), rows, s.key_words(), length, s.keys);
+        clear(rows + length * s.key_words(), s);
     }
 
-    // Rows between the piece's end and the base.
-    void clear(float* to, const Sizes<T>& s) const { std::memset(to, 0, 4 * (size_t)((base - length) * s.key_row())); }
+    // Zeros for the rows between the piece's end and the base.
+    void clear(float* to, const Sizes<T>& s) const { std::memset(to, 0, 4 * (size_t)((base - length) * s.key_words())); }
 
     // Products of keys and queries with the keys, each times the decay between the two.
     Side scores_in(const Inputs<T>& in, const Sizes<T>& s, long at, long h) {
-        long row = s.key_row();
-        rows_in(in.q + (at * s.heads + h) * s.keys, s.key_stride(), rows + base * row, row, length, s.keys);
+        long row = s.key_words();
+        operands_in<paired>(in.q + (at * s.heads + h) * s.keys, s.key_stride(), rows + base * row, row, length, s.keys);
         clear(rows + (base + length) * row, s);
-        Side both = along<paired>(rows, row, base + length, rows_along);
-        transposed(both.at, both.row, keys_across, piece, piece, both.row);
+        Side both = {rows, row, 1};
+        transposed(rows, row, keys_across, piece, piece, row);
         product<paired>(both, {keys_across, piece, 1}, scores, piece, base + length, s.keys, piece, 0);
         for (long i = 0; i < length; i++)
             for (long j = 0; j < piece; j += lanes) {
@@ -106,11 +106,11 @@ struct Piece {
 
     // The state behind the piece, from the errors.
     void advance(float* S, const Sizes<T>& s) {
-        long row = s.row(), key_row = s.key_row(), from = decays.first[length - 1], count = length - from;
+        long row = s.row(), from = decays.first[length - 1], count = length - from;
         for (long j = from; j < length; j++)
             for (long n = 0; n < row; n += lanes)
                 store(written + j * row + n, load(errors + j * row + n) * (beta[j] * decays.pair[length - 1][j]));
-        Side keys = across<paired>(rows + from * key_row, key_row, count, rows_across);
+        Side keys = along_to_across<paired>(rows + from * s.key_words(), s.key_words(), count, rows_across);
         Side values = across<paired>(written + from * row, row, count, written_across);
         product<paired>(keys.turned(), values, S, row, s.keys, count, row, decays.entering[length - 1]);
     }
@@ -320,13 +320,13 @@ struct Back {
     void entered_back(const Piece<T>& p, const Sizes<T>& s, Side queries, float* entered) {
         transposed(queries.at, queries.row, queries_across, piece, piece, queries.row);
         for (long i = 0; i < piece; i += lanes) {
-            Floats sums{};
+            Floats by_queries{}, by_keys{};
             for (long n = 0; n < s.keys; n++) {
                 const float* column = by + n * both + i;
-                sums += part<paired>(queries_across, piece, n, i) * load(column + piece);
-                sums -= part<paired>(p.keys_across, piece, n, i) * load(column);
+                by_queries += part<paired>(queries_across, piece, n, i) * load(column + piece);
+                by_keys += part<paired>(p.keys_across, piece, n, i) * load(column);
             }
-            store(entered + i, sums * load(p.decays.entering + i));
+            store(entered + i, (by_queries - by_keys) * load(p.decays.entering + i));
         }
     }
 
@@ -348,7 +348,7 @@ struct Back {
     }
 
     void piece_back(Piece<T>& p, Side rows, const float* S, const Sizes<T>& s, float* by_beta, float* by_decay, T* by_v) {
-        long row = s.row(), key_row = s.key_row();
+        long row = s.row();
         alignas(64) float beyond[piece], entered[piece];
         float whole = p.decays.entering[p.length - 1], along_whole = 0;
         product<paired>(rows, across<paired>(flow, row, s.keys, narrow), p.read, row, p.length, s.keys, row, 0);
@@ -359,13 +359,13 @@ struct Back {
         transposed(written.at, written.row, written_across, piece, piece, written.row);
         transposed(gone.at, gone.row, sides_across, both, both, gone.row);
         product<paired>(gone, {written_across, piece, 1}, pairs, piece, both, s.values, piece, 0);
+        if (by_decay && whole != 0) along_whole = whole * inner_product(flow, S, s.state());
         product<paired>(along<paired>(S, row, s.keys, narrow), {sides_across, both, 1}, by, both, s.keys, s.values, both, 0);
         product<paired>(along<paired>(flow, row, s.keys, narrow), {written_across, piece, 1}, kept, piece, s.keys, s.values,
                         piece, 0);
         if (by_decay) entered_back(p, s, rows.from(piece), entered);
-        if (by_decay && whole != 0) along_whole = whole * inner_product(flow, S, s.state());
         pairs_back(p, beyond, entered, along_whole, by_decay, s.heads);
-        Side turned = across<paired>(p.rows, key_row, both, p.rows_across);
+        Side turned = along_to_across<paired>(p.rows, s.key_words(), both, p.rows_across);
         columns_back(p, s, turned);
         for (long i = 0; i < p.length; i++)
             for (long n = 0; n < row; n += lanes) {

@@ -1,9 +1,10 @@
 """The gated delta rule by the native kernel, registered with torch so that autograd sees one op.
 
 It keeps each token's error and the state at the start of every span of 64 tokens; nothing else for the gradients.
-Queries, keys, values and errors are all float32 or all bfloat16; the rest is float32. For bfloat16, where the machine
-multiplies it in pairs, products round to it and sum in float32: outputs, states and gradients then lie within 1e-2 of
-`naive.py`'s in float64, in norm and beyond the rounding of their own type. See `naive.py` for the definition.
+Queries, keys, values and errors are all float32 or all bfloat16; the rest is float32. Where the machine multiplies
+bfloat16 in pairs, products of bfloat16 inputs round both sides to it and sum in float32: outputs, states and gradients
+then lie within 1e-2, as norms, of what `naive.py` gives in float64 for the same inputs. Elsewhere only what is kept and
+what is given back is rounded, and states are those of float32. See `naive.py` for the definition.
 Shape key: B batch, T time, H heads, K key width, V value width, S spans.
 """
 

@@ -55,6 +55,27 @@ inline Side across(const float* x, long row, [[maybe_unused]] long rows, [[maybe
     return {x, row, 1};
 }
 
+// The same of rows that are operands along their columns already.
+template <bool paired>
+inline Side along_to_across(const float* x, long row, [[maybe_unused]] long rows, [[maybe_unused]] float* room) {
+#if defined(__AVX512BF16__)
+    if constexpr (paired) {
+        const __m512i low = (__m512i)(counting() | (counting() + 2 * lanes) << 16);
+        const __m512i high = (__m512i)((Ints)low + (lanes | lanes << 16));
+        for (long i = 0; i < rows; i += 2)
+            for (long n = 0; n < row; n += lanes) {
+                __m512i first = _mm512_loadu_si512(x + i * row + n), second{};
+                if (i + 1 < rows) second = _mm512_loadu_si512(x + (i + 1) * row + n);
+                float* to = room + i * row + 2 * n;
+                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, low, second));
+                _mm512_storeu_si512(to + lanes, _mm512_permutex2var_epi16(first, high, second));
+            }
+        return {room, 2 * row, 1};
+    }
+#endif
+    return {x, row, 1};
+}
+
 template <int rows, int wide>
 __attribute__((always_inline)) inline void paired_tile(Side a, Side b, float* c, long c_row, long inner, float scale) {
     const uint32_t *left = (const uint32_t*)a.at, *right = (const uint32_t*)b.at;
@@ -135,6 +156,17 @@ inline void rows_in(const Bfloat* from, long row, float* to, long to_row, long r
     for (long i = 0; i < rows; i++)
         for (long n = 0; n < to_row; n += lanes)
             store(to + i * to_row + n, n < count ? load_part(from + i * row + n, count - n) : Floats{});
+}
+
+// Rows of numbers into rows of `to_row` words: operands along their columns, zeros behind the last number.
+template <bool paired, class T>
+inline void operands_in(const T* from, long row, float* to, long to_row, long rows, long count) {
+    if constexpr (!paired) return rows_in(from, row, to, to_row, rows, count);
+    for (long i = 0; i < rows; i++) {
+        char* line = (char*)(to + i * to_row);
+        std::memcpy(line, from + i * row, sizeof(T) * (size_t)count);
+        std::memset(line + sizeof(T) * (size_t)count, 0, 4 * (size_t)to_row - sizeof(T) * (size_t)count);
+    }
 }
 
 inline void rows_out(const float* from, long from_row, Bfloat* to, long row, long rows, long count) {
