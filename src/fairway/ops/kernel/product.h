@@ -64,7 +64,7 @@ void product(const float* a, long a_row, long a_column, const float* b, long b_r
 
 // Rows of `from` as columns of `to`. Both have room for whole tiles of lanes x lanes: what lies behind the last row of `from`
 // is read and ends up behind the last column of `to`.
-void transposed(const float* from, long from_row, float* to, long to_row, long rows, long columns) {
+inline void transposed(const float* from, long from_row, float* to, long to_row, long rows, long columns) {
     Ints low, high;
     for (int i = 0; i < lanes; i++) {
         low[i] = i / 2 + (i % 2) * lanes;
