@@ -22,7 +22,7 @@ from fairway.ops.cross_entropy.naive import Pull
 from fairway.ops.cross_entropy.native import cross_entropy_, fold
 from fairway.ops.cross_entropy.table import Table
 
-_FEW, _MANY = 512, 2048
+_FEW, _MANY = 1024, 2048
 
 
 class NextTokenConfig(Config):
@@ -31,7 +31,7 @@ class NextTokenConfig(Config):
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of the squared log-normaliser."""
     chunk: int | None = Field(default=None, ge=1)
-    """Tokens whose logits are held at once; by default 512 on a CPU and of a head that is one table, else 2,048."""
+    """Tokens whose logits are held at once; by default 1,024 on a CPU and of a head that is one table, else 2,048."""
 
 
 @dataclass(frozen=True)

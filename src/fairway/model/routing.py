@@ -47,7 +47,12 @@ def token_choice(
     gate_NK = scores_NE.gather(1, expert_NK)
     if renormalise:
         gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True).clamp_min(1e-20)
-    token_NK = torch.arange(len(scores_NE), device=scores_NE.device)[:, None].expand(-1, top)
+    return of_tokens(expert_NK, gate_NK, scores_NE)
+
+
+def of_tokens(expert_NK: Tensor, gate_NK: Tensor, scores_NE: Tensor) -> Routing:
+    """What each token chose as assignments, token by token."""
+    token_NK = torch.arange(len(expert_NK), device=expert_NK.device)[:, None].expand_as(expert_NK)
     return Routing(token_NK.flatten(), expert_NK.flatten(), gate_NK.flatten(), scores_NE, expert_NK.numel())
 
 

@@ -23,6 +23,7 @@ from fairway.model import routing
 from fairway.model.activation import ACTIVATIONS
 from fairway.model.parts import NO_CONTEXT, Aux, Context, Ffn, FfnConfig, Role, Site, State
 from fairway.ops.experts import naive, native
+from fairway.ops.route.native import route
 
 SOURCE = Source("Shazeer et al.", 2017, "arXiv:1701.06538")
 
@@ -191,8 +192,7 @@ class MixtureOfExperts(Ffn):
         context: Context = NO_CONTEXT,  # noqa: ARG002
     ) -> tuple[Tensor, State, Aux]:
         x_ND = x_BTD.reshape(-1, self.width)
-        logits_NE = self._logits(x_ND)
-        chosen = self._choose(logits_NE)
+        logits_NE, chosen = self._route(x_ND)
         load_E = routing.load(chosen.expert_A, self.config.routed)
         kept = self._within_capacity(chosen)
         y_ND = native.mix(
@@ -204,19 +204,26 @@ class MixtureOfExperts(Ffn):
         aux = self._losses(logits_NE, chosen, load_E) + routing.figures(kept, load_E)
         return y_ND.view(*x_BTD.shape[:2], self.width), (), aux
 
-    def _logits(self, x_ND: Tensor) -> Tensor:
-        dtype = torch.promote_types(x_ND.dtype, torch.float32)
-        with torch.autocast(x_ND.device.type, enabled=False):
-            return functional.linear(x_ND.to(dtype), self.router_ED.to(dtype))
-
-    def _choose(self, logits_NE: Tensor) -> routing.Routing:
+    def _route(self, x_ND: Tensor) -> tuple[Tensor, routing.Routing]:
+        """Logits of all experts, and the choice."""
         config = self.config
-        scores_NE = routing.scores(logits_NE, config.scores)
+        dtype = torch.promote_types(x_ND.dtype, torch.float32)
+        x_ND, router_ED = x_ND.to(dtype), self.router_ED.to(dtype)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            if config.routing == "token" and (config.top_groups is None or config.top_groups == config.groups):
+                found = route(
+                    x_ND, router_ED, self.bias_E, config.chosen, config.scores, renormalise=config.renormalise
+                )  # fmt: skip
+                return found.logits_NE, routing.of_tokens(found.expert_NK, found.gate_NK, found.scores_NE)
+            logits_NE = functional.linear(x_ND, router_ED)
+        return logits_NE, self._choose(routing.scores(logits_NE, config.scores))
+
+    def _choose(self, scores_NE: Tensor) -> routing.Routing:
+        config = self.config
         if config.routing == "expert":
             return routing.expert_choice(scores_NE, max(1, len(scores_NE) * config.chosen // config.routed))
-        limit = None
-        if config.top_groups is not None and config.top_groups < config.groups:
-            limit = routing.outside_best_groups(scores_NE, config.groups, config.top_groups)
+        assert config.top_groups is not None
+        limit = routing.outside_best_groups(scores_NE, config.groups, config.top_groups)
         return routing.token_choice(
             scores_NE, config.chosen, bias_E=self.bias_E, renormalise=config.renormalise, limit=limit
         )
