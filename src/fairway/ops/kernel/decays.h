@@ -22,13 +22,19 @@ struct Decays {
         float step[piece] = {};
         for (long i = 0; log_decay && i < length; i++) step[i] = log_decay[i * stride];
         for (long j = 0; j < piece; j += lanes) store(step + j, power_of_e(load(step + j)));
+        Floats row[piece / lanes] = {};
+        long from = 0;
+        float reached = 1.0f;
         for (long i = 0; i < length; i++) {
             cut[i] = starts && starts[i];
-            first[i] = cut[i] ? i : i ? first[i - 1] : 0;
-            entering[i] = cut[i] ? 0.0f : i ? entering[i - 1] * step[i] : step[i];
-            for (long j = 0; j < piece; j += lanes)
-                store(pair[i] + j, first[i] == i ? Floats{} : load(pair[i - 1] + j) * step[i]);
-            pair[i][i] = 1.0f;
+            if (cut[i]) from = i;
+            first[i] = from;
+            entering[i] = reached = cut[i] ? 0.0f : reached * step[i];
+            for (long j = 0; j < piece; j += lanes) {
+                Floats before = from == i ? Floats{} : row[j / lanes] * step[i];
+                row[j / lanes] = select(counting() == (int)(i - j), all(1.0f), before);
+                store(pair[i] + j, row[j / lanes]);
+            }
         }
     }
 };
