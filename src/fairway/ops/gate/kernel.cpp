@@ -98,7 +98,8 @@ FAIRWAY_EXPORT(gate_backward)(const void* g, const void* x, void* dx, long rows,
          : choose_backward(point, joined<const float>(x, width), (const float*)g, joined<float>(dx, width), rows, width);
 }
 
-// The same where gate and other lie apart; sizes: rows, width, and the strides of a row of each. Gradients are (rows, width).
+// The same where gate and other lie apart; sizes: rows, width, and the strides of a row of each. Gradients are (rows,
+// width).
 FAIRWAY_EXPORT(gate_apart_forward)
 (const void* gate, const void* other, void* y, const long* sizes, int point, int half) {
     (half ? forward_apart<Bfloat> : forward_apart<float>)(gate, other, y, sizes, point);
