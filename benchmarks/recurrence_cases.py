@@ -1,8 +1,8 @@
 """The recurrences of `kernel_speed.py`: each beside the functions of other libraries that compute the same.
 
 2,048 tokens in sequences of 512 or in one, a model width of 256, set against the definition of each in float64.
-Float32, and the delta rules once more with queries, keys and values in bfloat16, as a model trained in it hands them
-over; what is right is then the definition of these rounded inputs. At the least, every tensor and its gradient are read
+Float32, and four of them once more with queries, keys and values in bfloat16, as a model trained in it hands them over;
+what is right is then the definition of these rounded inputs. At the least, every tensor and its gradient are read
 or written once, and every number of the state is multiplied as in the definition, forward and twice over backward;
 rates of products are bfloat16's, so that float32 stays far below the limit. Shape key: B batch, T time, H heads, K head
 width, D channels, N state width.
@@ -101,11 +101,11 @@ def gated_linear_attention(length: int) -> Case:
     return _of_heads(length, gla.gla, gla_naive.gla, {"fla naive": theirs}, "decay_BTHK")
 
 
-def scalar_decay(length: int) -> Case:
+def scalar_decay(length: int, dtype: torch.dtype = torch.float32) -> Case:
     """One decay for a head and token: the state space of Mamba-2."""
 
     def ours(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Any:
-        return ssd.recurrence(q, k, v, decay, q.new_zeros(len(q), HEADS, WIDTH, WIDTH), None)
+        return ssd.recurrence(q, k, v, decay, decay.new_zeros(len(q), HEADS, WIDTH, WIDTH), None)
 
     def definition(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Any:
         return gla_naive.gla(q, k, v, decay.unsqueeze(-1).expand_as(k))
@@ -113,19 +113,20 @@ def scalar_decay(length: int) -> Case:
     def theirs(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
         return naive("simple_gla").naive_chunk_simple_gla(q, k, v, decay, scale=1.0)[0]
 
-    return _of_heads(length, ours, definition, {"fla naive chunks": theirs}, "decay_BTH")
+    return _of_heads(length, ours, definition, {"fla naive chunks": theirs}, "decay_BTH", dtype=dtype)
 
 
-def retaining(length: int) -> Case:
+def retaining(length: int, dtype: torch.dtype = torch.float32) -> Case:
     def decays(op: Function) -> Function:
         log_decay_H = torch.log1p(-torch.exp2(-5.0 - torch.arange(HEADS)))
-        return lambda q, k, v: op(q, k, v, log_decay_H.to(q.dtype))
+        return lambda q, k, v: op(q, k, v, log_decay_H.to(torch.promote_types(q.dtype, torch.float32)))
 
     def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads_first = (x.transpose(1, 2) for x in (q * SCALE, k, v))
         return naive("retention").naive_retention(*heads_first).transpose(1, 2)
 
-    return _of_heads(length, decays(retention.retention), decays(retention_naive.retention), {"fla naive": theirs})
+    ours, definition = decays(retention.retention), decays(retention_naive.retention)
+    return _of_heads(length, ours, definition, {"fla naive": theirs}, dtype=dtype)
 
 
 def delta_rule(length: int, dtype: torch.dtype = torch.float32) -> Case:
@@ -179,7 +180,7 @@ def recurrences() -> dict[str, Callable[[], Case]]:
     lengths = (512, TOKENS)
     half = {
         f"{name} T{length} bf16": partial(made[name], length, torch.bfloat16)
-        for name in ("delta rule H4 K64", "gated delta rule H4 K64")
+        for name in ("decay of heads H4 K64", "retention H4 K64", "delta rule H4 K64", "gated delta rule H4 K64")
         for length in lengths
     }
     return {f"{name} T{length}": partial(case, length) for name, case in made.items() for length in lengths} | half

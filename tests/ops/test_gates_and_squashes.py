@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fairway.core.seed import generator
 from fairway.ops.gate import naive as gate_naive
+from fairway.ops.gate.apart import gate_apart
 from fairway.ops.gate.native import gate
 from fairway.ops.squash import naive as squash_naive
 from fairway.ops.squash.native import squash
@@ -44,6 +45,31 @@ def test_a_gate_and_its_gradient(
     assert y.dtype == seen.dtype == dtype
     assert relative(y, wanted_y) < error
     assert relative(seen, wanted) < error
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL)
+@pytest.mark.parametrize(("dtype", "error"), DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("width", [1, 37])
+@pytest.mark.parametrize("point", gate_naive.POINTS)
+def test_a_gate_of_halves_that_lie_apart_and_its_gradients(
+    point: gate_naive.Point, width: int, rows: int, dtype: torch.dtype, error: float, level: str | None
+) -> None:
+    """The gate is part of a wider tensor, the other half lies with its features apart."""
+    x, other = draw("x", rows, 2, 3 * width).to(dtype), draw("other", width, rows, 2).to(dtype)
+    up = draw("up", rows, 2, width).to(dtype)
+    first, second = x[..., width : 2 * width].requires_grad_(), other.permute(1, 2, 0).requires_grad_()
+    wide, far = (half.detach().double().requires_grad_() for half in (first, second))
+    wanted_y = gate_naive.gate_apart(wide, far, point)
+    wanted = torch.autograd.grad(wanted_y, (wide, far), up.double())
+    with at_level(level):
+        y = gate_apart(first, second, point)
+        seen = torch.autograd.grad(y, (first, second), up)
+    assert y.dtype == dtype
+    assert relative(y, wanted_y) < error
+    for one, other_one in zip(seen, wanted, strict=True):
+        assert one.dtype == dtype
+        assert relative(one, other_one) < error
 
 
 @pytest.mark.parametrize("level", EVERY_LEVEL)

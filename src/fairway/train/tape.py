@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.ops.add_rms_norm import native as _add_rms_norm
+from fairway.ops.gate import apart as _gate_apart
 from fairway.ops.gate import native as _gate
 from fairway.ops.relu2 import native as _relu2
 from fairway.ops.rms_norm import native as _rms_norm
@@ -24,13 +25,20 @@ from fairway.ops.squash import native as _squash
 SMALL = 64
 """Tensors smaller than this share of the block's input are kept."""
 
-_REGISTERED = (_add_rms_norm, _gate, _relu2, _rms_norm, _squash)
+_REGISTERED = {
+    "add_rms_norm": _add_rms_norm,
+    "gate": _gate,
+    "gate_apart": _gate_apart,
+    "relu2": _relu2,
+    "rms_norm": _rms_norm,
+    "squash": _squash,
+}
 _NAMES = {
     "aten": (
         "_to_copy clone cat stack sum.dim_IntList mean.dim cumsum _softmax native_layer_norm _fused_rms_norm rms_norm "
         "index.Tensor gather index_select repeat constant_pad_nd"
     ),
-    "fairway": " ".join(module.__name__.split(".")[-2] for module in _REGISTERED),
+    "fairway": " ".join(_REGISTERED),
 }
 _BATCHED = (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default)
 

@@ -17,6 +17,7 @@ from fairway.core.config import Source
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.conv.fastest import causal_conv_silu
+from fairway.ops.gate.apart import gate_apart
 from fairway.ops.selective_scan.fastest import selective_scan
 from fairway.ops.selective_scan.naive import Discretisation
 from fairway.ops.timescale import initial_step_bias
@@ -107,4 +108,4 @@ class Mamba(Mixer):
             starts_BT,
             self.config.discretisation,
         )
-        return self.output(y_BTE * functional.silu(z_BTE)), (conv_state, scan_state)
+        return self.output(gate_apart(z_BTE, y_BTE, "silu")), (conv_state, scan_state)

@@ -19,6 +19,7 @@ from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Role, Site, State, widened
 from fairway.ops.chunking import chunked_flops
 from fairway.ops.conv.fastest import causal_conv_silu
+from fairway.ops.gate.apart import gate_apart
 from fairway.ops.ssd.fastest import ssd
 from fairway.ops.timescale import initial_step_bias
 
@@ -115,7 +116,7 @@ class Mamba2(Mixer):
 
     def _gated_norm(self, y_BTE: Tensor, z_BTE: Tensor) -> Tensor:
         """RMSNorm of `y .* silu(z)`, over the heads of each group by themselves."""
-        gated = widened(y_BTE) * functional.silu(widened(z_BTE))
+        gated = gate_apart(widened(z_BTE), widened(y_BTE), "silu")
         share = self.inner // self.config.groups
         normed = functional.rms_norm(gated.unflatten(-1, (self.config.groups, share)), (share,), eps=EPS)
         return (normed.flatten(-2) * widened(self.gain_E)).to(y_BTE.dtype)

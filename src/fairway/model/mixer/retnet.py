@@ -18,6 +18,7 @@ from fairway.model.heads import check_heads
 from fairway.model.linear import Linear
 from fairway.model.parts import NO_CONTEXT, Context, Mixer, MixerConfig, Site, State, widened
 from fairway.ops.chunking import chunked_flops
+from fairway.ops.gate.apart import gate_apart
 from fairway.ops.retention.fastest import retention
 from fairway.ops.timescale import rotated
 
@@ -80,7 +81,7 @@ class RetNet(Mixer):
         log_decay_H = torch.log1p(-torch.exp2(-5 - head_H))
         o_BTHV, memory = retention(q_BTHK, k_BTHK, v_BTHV, log_decay_H, memory, context.starts_BT, CHUNK)
         o_BTHV = functional.layer_norm(widened(o_BTHV), (self.value_width,), eps=EPS).to(x_BTD.dtype)
-        return self.output(o_BTHV.flatten(2) * functional.silu(self.gate(x_BTD))), (
+        return self.output(gate_apart(self.gate(x_BTD), o_BTHV.flatten(2), "silu")), (
             memory,
             position_BT[:, -1] + 1 if time else seen_B,
         )

@@ -1,8 +1,9 @@
 // Causal depthwise convolution with an optional SiLU, forward and backward: see naive.py for the definition.
 //
-// A thread takes a block of channels of one sequence in stretches of time. The rows that a stretch needs are copied to where
-// they are near, in float32, and each vector of channels goes through a stretch with its weights and its sums in registers.
-// The gradient by the input of a token is complete `taps - 1` tokens later: that many rows stay for the next stretch.
+// A thread takes a block of channels of one sequence in stretches of time. The rows that a stretch needs are copied to
+// where they are near, in float32, and each vector of channels goes through a stretch with its weights and its sums in
+// registers. The gradient by the input of a token is complete `taps - 1` tokens later: that many rows stay for the next
+// stretch.
 
 #include <cstring>
 
@@ -177,7 +178,7 @@ struct Back {
         store(to, load(to) + share);
     }
 
-    // Gradients by `count` inputs, from the one `carried` tokens before `begin` on; `last` are those through the state behind.
+    // Gradients by `count` inputs, from the one `carried` tokens before `begin` on; `last` are those by the state behind.
     template <int taps>
     void finish(long begin, long count, const float* last) {
         const long reached = seen.carried ? seen.reaches[seen.carried - 1] : 0;

@@ -4,12 +4,19 @@
 
 namespace {
 
+// Rows that are gated, and rows that are multiplied, each so far apart.
+template <class T>
+struct Parts {
+    T *gate, *other;
+    long gate_stride, other_stride;
+};
+
 template <class Point, class T>
-void forward(const T* x, T* y, long rows, long width) {
+void forward(Parts<const T> x, T* y, long rows, long width) {
 #pragma omp parallel for schedule(static)
     for (long row = 0; row < rows; row++) {
-        const T* a = x + 2 * row * width;
-        const T* b = a + width;
+        const T* a = x.gate + row * x.gate_stride;
+        const T* b = x.other + row * x.other_stride;
         T* to = y + row * width;
         for (long i = 0; i < width; i += lanes) {
             long left = width - i;
@@ -19,14 +26,14 @@ void forward(const T* x, T* y, long rows, long width) {
 }
 
 template <class Point, class T>
-void backward(const T* g, const T* x, T* dx, long rows, long width) {
+void backward(Parts<const T> x, const T* g, Parts<T> dx, long rows, long width) {
 #pragma omp parallel for schedule(static)
     for (long row = 0; row < rows; row++) {
-        const T* a = x + 2 * row * width;
-        const T* b = a + width;
+        const T* a = x.gate + row * x.gate_stride;
+        const T* b = x.other + row * x.other_stride;
         const T* up = g + row * width;
-        T* da = dx + 2 * row * width;
-        T* db = da + width;
+        T* da = dx.gate + row * dx.gate_stride;
+        T* db = dx.other + row * dx.other_stride;
         for (long i = 0; i < width; i += lanes) {
             long left = width - i;
             Floats v = load_part(a + i, left), u = load_part(up + i, left), f = Point::value(v);
@@ -37,7 +44,7 @@ void backward(const T* g, const T* x, T* dx, long rows, long width) {
 }
 
 template <class T, class... More>
-void choose_forward(int point, const T* x, T* y, More... more) {
+void choose_forward(int point, Parts<const T> x, T* y, More... more) {
     switch (point) {
         case 0: return forward<Identity>(x, y, more...);
         case 1: return forward<Sigmoid>(x, y, more...);
@@ -49,26 +56,57 @@ void choose_forward(int point, const T* x, T* y, More... more) {
 }
 
 template <class T, class... More>
-void choose_backward(int point, const T* g, const T* x, T* dx, More... more) {
+void choose_backward(int point, Parts<const T> x, const T* g, Parts<T> dx, More... more) {
     switch (point) {
-        case 0: return backward<Identity>(g, x, dx, more...);
-        case 1: return backward<Sigmoid>(g, x, dx, more...);
-        case 2: return backward<Relu>(g, x, dx, more...);
-        case 3: return backward<Silu>(g, x, dx, more...);
-        case 4: return backward<Gelu>(g, x, dx, more...);
-        default: return backward<GeluTanh>(g, x, dx, more...);
+        case 0: return backward<Identity>(x, g, dx, more...);
+        case 1: return backward<Sigmoid>(x, g, dx, more...);
+        case 2: return backward<Relu>(x, g, dx, more...);
+        case 3: return backward<Silu>(x, g, dx, more...);
+        case 4: return backward<Gelu>(x, g, dx, more...);
+        default: return backward<GeluTanh>(x, g, dx, more...);
     }
+}
+
+// Rows (gate, other).
+template <class T, class Any>
+Parts<T> joined(Any* x, long width) {
+    return {(T*)x, (T*)x + width, 2 * width, 2 * width};
+}
+
+template <class T>
+void forward_apart(const void* gate, const void* other, void* y, const long* n, int point) {
+    choose_forward(point, Parts<const T>{(const T*)gate, (const T*)other, n[2], n[3]}, (T*)y, n[0], n[1]);
+}
+
+template <class T>
+void backward_apart(const void* g, const void* gate, const void* other, void* by_gate, void* by_other, const long* n,
+                    int point) {
+    choose_backward(point, Parts<const T>{(const T*)gate, (const T*)other, n[2], n[3]}, (const T*)g,
+                    Parts<T>{(T*)by_gate, (T*)by_other, n[1], n[1]}, n[0], n[1]);
 }
 
 }  // namespace
 
 // x is (rows, 2 width), y (rows, width); `point` counts in the order of native.py; half: 1 for bfloat16, 0 for float32.
 FAIRWAY_EXPORT(gate_forward)(const void* x, void* y, long rows, long width, int point, int half) {
-    half ? choose_forward(point, (const Bfloat*)x, (Bfloat*)y, rows, width)
-         : choose_forward(point, (const float*)x, (float*)y, rows, width);
+    half ? choose_forward(point, joined<const Bfloat>(x, width), (Bfloat*)y, rows, width)
+         : choose_forward(point, joined<const float>(x, width), (float*)y, rows, width);
 }
 
 FAIRWAY_EXPORT(gate_backward)(const void* g, const void* x, void* dx, long rows, long width, int point, int half) {
-    half ? choose_backward(point, (const Bfloat*)g, (const Bfloat*)x, (Bfloat*)dx, rows, width)
-         : choose_backward(point, (const float*)g, (const float*)x, (float*)dx, rows, width);
+    half ? choose_backward(point, joined<const Bfloat>(x, width), (const Bfloat*)g, joined<Bfloat>(dx, width), rows, width)
+         : choose_backward(point, joined<const float>(x, width), (const float*)g, joined<float>(dx, width), rows, width);
+}
+
+// The same where gate and other lie apart; sizes: rows, width, and the strides of a row of each. Gradients are (rows,
+// width).
+FAIRWAY_EXPORT(gate_apart_forward)
+(const void* gate, const void* other, void* y, const long* sizes, int point, int half) {
+    (half ? forward_apart<Bfloat> : forward_apart<float>)(gate, other, y, sizes, point);
+}
+
+FAIRWAY_EXPORT(gate_apart_backward)
+(const void* g, const void* gate, const void* other, void* by_gate, void* by_other, const long* sizes, int point,
+ int half) {
+    (half ? backward_apart<Bfloat> : backward_apart<float>)(g, gate, other, by_gate, by_other, sizes, point);
 }

@@ -27,3 +27,8 @@ def gate(x_2F: Tensor, point: Point) -> Tensor:
     """(..., 2F) to (..., F); the gate is the first half."""
     first, second = x_2F.chunk(2, -1)
     return POINTS[point](first) * second
+
+
+def gate_apart(gate_F: Tensor, other_F: Tensor, point: Point) -> Tensor:
+    """The same of halves that lie apart: (..., F) and (..., F) to (..., F)."""
+    return POINTS[point](gate_F) * other_F

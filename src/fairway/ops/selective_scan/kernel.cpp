@@ -33,7 +33,8 @@ inline void scatter(const float* vectors, float* rows, long states, long count) 
         for (long j = 0; j < count; j++) rows[j * states + n] = vectors[n * lanes + j];
 }
 
-inline Floats decay_of(Floats delta, Floats A) { return exponential2(delta * A * log2e); }
+// `rate` is A log2(e).
+inline Floats decay_of(Floats delta, Floats rate) { return exponential2(delta * rate); }
 
 // What the input is multiplied by: Delta, or (e^(Delta A) - 1) / A under a zero-order hold.
 template <bool hold>
@@ -48,10 +49,11 @@ void forward(const float* x, const float* delta, const float* A, const float* B,
 #pragma omp parallel for collapse(2) schedule(static)
     for (long b = 0; b < s.batch; b++)
         for (long block = 0; block < blocks; block++) {
-            Scratch<float> held(2 * s.states * lanes);
-            float *h = held.data(), *a = h + s.states * lanes;
+            Scratch<float> held(3 * s.states * lanes);
+            float *h = held.data(), *a = h + s.states * lanes, *rates = a + s.states * lanes;
             long d = block * lanes, count = s.channels - d;
             gather(A + d * s.states, a, s.states, count, -1.0f);
+            for (long n = 0; n < s.states * lanes; n += lanes) store(rates + n, load(a + n) * log2e);
             gather(state + (b * s.channels + d) * s.states, h, s.states, count, 0.0f);
             Floats through = skip ? load_part(skip + d, count) : Floats{};
             for (long t = 0; t < s.time; t++) {
@@ -66,10 +68,10 @@ void forward(const float* x, const float* delta, const float* A, const float* B,
                 fetch(x + at + ahead * s.channels);
                 fetch(y + at + ahead * s.channels);
                 Floats step = load_part(delta + at, count), input = load_part(x + at, count), out = through * input;
+                Floats gained = step * input;
                 for (long n = 0; n < s.states; n++) {
-                    Floats An = load(a + n * lanes);
-                    Floats next =
-                        load(h + n * lanes) * decay_of(step, An) + gain_of<hold>(step, An) * input * write[n];
+                    Floats written = hold ? gain_of<hold>(step, load(a + n * lanes)) * input : gained;
+                    Floats next = load(h + n * lanes) * decay_of(step, load(rates + n * lanes)) + written * write[n];
                     store(h + n * lanes, next);
                     out += next * read[n];
                 }
@@ -83,58 +85,88 @@ struct Gradients {
     float *x, *delta, *A, *B, *C, *skip, *state;
 };
 
-// One span of one block of channels, backwards; `flow` is the gradient by the state behind the span and becomes that by the
-// state before it. `dB` and `dC` are (span, states, lanes) sums.
+// One span of one block of channels, backwards: what a token brings, and the sums that become its gradients.
+struct Span {
+    long length, states, channels, count;
+    const float *a, *B, *C;  // B and C from the span's first token on
+    const bool* starts;      // the same, or null
+    const float* first;
+    float *flow, *dA, *dB, *dC;  // `flow` is the gradient by the state behind and becomes that by the state before
+    Floats step[span], input[span], up[span], reached[span], by_delta[span];
+
+    // States from the n-th on, so many side by side, to fill the time that each waits for itself.
+    template <bool hold, int many>
+    void through(long n) {
+        Floats An[many], rate[many], g[many], along[many], after[span + 1][many], decay[span][many], gain[span][many];
+        for (int j = 0; j < many; j++) {
+            An[j] = load(a + (n + j) * lanes);
+            rate[j] = An[j] * log2e;
+            g[j] = load(flow + (n + j) * lanes);
+            along[j] = load(dA + (n + j) * lanes);
+            after[0][j] = load_part(first + (n + j) * channels, count);
+        }
+        for (long i = 0; i < length; i++)
+            for (int j = 0; j < many; j++) {
+                decay[i][j] = decay_of(step[i], rate[j]);
+                if (hold) gain[i][j] = gain_of<hold>(step[i], An[j]);
+                Floats write = (hold ? gain[i][j] * input[i] : input[i]) * B[i * states + n + j];
+                after[i + 1][j] = starts && starts[i] ? write : after[i][j] * decay[i][j] + write;
+            }
+        for (long i = length - 1; i >= 0; i--) {
+            bool cut = starts && starts[i];
+            Floats by_write = reached[i], by_step = by_delta[i];
+            for (int j = 0; j < many; j++) {
+                float *sum_B = dB + (i * states + n + j) * lanes, *sum_C = dC + (i * states + n + j) * lanes;
+                float write = B[i * states + n + j];
+                g[j] += up[i] * C[i * states + n + j];
+                store(sum_C, load(sum_C) + up[i] * after[i + 1][j]);
+                store(sum_B, load(sum_B) + (hold ? g[j] * gain[i][j] : g[j]) * input[i]);
+                by_write += (hold ? g[j] * gain[i][j] : g[j]) * write;
+                Floats passed = cut ? Floats{} : g[j] * decay[i][j], exponent = cut ? Floats{} : passed * after[i][j];
+                if (hold) {
+                    Floats by_gain = g[j] * input[i] * write / An[j];
+                    along[j] -= by_gain * gain[i][j];
+                    exponent += by_gain * decay[i][j];
+                }
+                along[j] += exponent * step[i];
+                by_step += exponent * An[j];
+                g[j] = passed;
+            }
+            reached[i] = by_write;
+            by_delta[i] = by_step;
+        }
+        for (int j = 0; j < many; j++) {
+            store(flow + (n + j) * lanes, g[j]);
+            store(dA + (n + j) * lanes, along[j]);
+        }
+    }
+};
+
+// `flow` is the gradient by the state behind the span and becomes that by the state before it. `dB` and `dC` are (span,
+// states, lanes) sums.
 template <bool hold>
 void span_backward(const float* a, const float* const* rows, long count, long width, long begin, long end, long states,
                    const float* B, const float* C, const bool* starts, const float* first, long channels, float* flow,
                    float* dA, float* dB, float* dC, Floats* by_x, Floats* by_delta) {
     const float *x = rows[0], *delta = rows[1], *dy = rows[2];
-    long length = end - begin;
-    Floats step[span], input[span], up[span], reached[span] = {};
-    for (long i = 0; i < length; i++) {
+    Span s{end - begin, states, channels, count, a, B + begin * states, C + begin * states,
+           starts ? starts + begin : nullptr, first, flow, dA, dB, dC, {}, {}, {}, {}, {}};
+    for (long i = 0; i < s.length; i++) {
         long at = (begin + i) * width;
         fetch(delta + at + lanes);
         fetch(dy + at + lanes);
         fetch(x + at + lanes);
-        step[i] = load_part(delta + at, count);
-        up[i] = load_part(dy + at, count);
-        input[i] = load_part(x + at, count) * (hold ? all(1.0f) : step[i]);
+        s.step[i] = load_part(delta + at, count);
+        s.up[i] = load_part(dy + at, count);
+        s.input[i] = load_part(x + at, count) * (hold ? all(1.0f) : s.step[i]);
     }
-    for (long n = 0; n < states; n++) {
-        Floats An = load(a + n * lanes), g = load(flow + n * lanes), along = load(dA + n * lanes);
-        Floats after[span + 1], decay[span], gain[span];
-        after[0] = load_part(first + n * channels, count);
-        for (long i = 0; i < length; i++) {
-            decay[i] = decay_of(step[i], An);
-            if (hold) gain[i] = gain_of<hold>(step[i], An);
-            Floats write = (hold ? gain[i] * input[i] : input[i]) * B[(begin + i) * states + n];
-            after[i + 1] = starts && starts[begin + i] ? write : after[i] * decay[i] + write;
-        }
-        for (long i = length - 1; i >= 0; i--) {
-            float *sum_B = dB + (i * states + n) * lanes, *sum_C = dC + (i * states + n) * lanes;
-            float write = B[(begin + i) * states + n];
-            g += up[i] * C[(begin + i) * states + n];
-            store(sum_C, load(sum_C) + up[i] * after[i + 1]);
-            store(sum_B, load(sum_B) + (hold ? g * gain[i] : g) * input[i]);
-            reached[i] += (hold ? g * gain[i] : g) * write;
-            bool cut = starts && starts[begin + i];
-            Floats passed = cut ? Floats{} : g * decay[i], exponent = cut ? Floats{} : passed * after[i];
-            if (hold) {
-                Floats by_gain = g * input[i] * write / An;
-                along -= by_gain * gain[i];
-                exponent += by_gain * decay[i];
-            }
-            along += exponent * step[i];
-            by_delta[i] += exponent * An;
-            g = passed;
-        }
-        store(flow + n * lanes, g);
-        store(dA + n * lanes, along);
-    }
-    for (long i = 0; i < length; i++) {
-        by_x[i] = hold ? reached[i] : reached[i] * step[i];
-        if (!hold) by_delta[i] += reached[i] * load_part(x + (begin + i) * width, count);
+    long n = 0;
+    for (; n + 2 <= states; n += 2) s.template through<hold, 2>(n);
+    if (n < states) s.template through<hold, 1>(n);
+    for (long i = 0; i < s.length; i++) {
+        by_x[i] = hold ? s.reached[i] : s.reached[i] * s.step[i];
+        by_delta[i] = s.by_delta[i];
+        if (!hold) by_delta[i] += s.reached[i] * load_part(x + (begin + i) * width, count);
     }
 }
 
