@@ -5,7 +5,6 @@
 // multiply-adds otherwise. Softmax is float32. The backward pass recomputes probabilities from the log-normalisers.
 
 #include <algorithm>
-#include <type_traits>
 
 #include "../kernel/operands.h"
 
@@ -32,8 +31,9 @@ struct Shape {
     // No query of a sequence from `start` to `end` sees a key before this.
     long low(long sequence, long start, long end) const {
         if (!first) return 0;
-        const int64_t* of = first + sequence * queries;
-        return std::max(0L, std::min((long)*std::min_element(of + start, of + end), offset() + start)) / grain * grain;
+        long least = offset() + start;
+        for (long t = start; t < end; t++) least = std::min(least, (long)first[sequence * queries + t]);
+        return std::max(0L, least) / grain * grain;
     }
     // Numbers from one row over the keys to the next: never a power of two, for such rows would share places in the caches.
     long padded() const { return ((keys + 31) / 32 | 1) * 32; }
@@ -53,9 +53,9 @@ struct Rows {
 };
 
 // Asks for a row before it is read, or written: where stores miss the caches, what follows them waits.
-template <class T>
+template <bool written, class T>
 inline void fetch(T* row, long width) {
-    for (long i = 0; i < width; i += 64 / (long)sizeof(T)) __builtin_prefetch(row + i, !std::is_const<T>::value);
+    for (long i = 0; i < width; i += 64 / (long)sizeof(T)) __builtin_prefetch(row + i, written);
 }
 
 // A strip of queries: the first one, how many, and the keys from `low` to `high` that any of them sees. `own` is the place of
@@ -270,10 +270,10 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
                 pack_tokens<paired>(values[packed], s.v.token, room.lined_v.data() + packed / depth * columns, s.keys - packed,
                                     16, s.width, columns);
             }
-            for (long i = 0; i < now.count; i++) fetch(to[start + i], s.width);
-            for (long i = start + strip; i < std::min(start + 2 * strip, s.queries); i++) fetch(queries[i], s.width);
+            for (long i = 0; i < now.count; i++) fetch<true>(to[start + i], s.width);
+            for (long i = start + strip; i < std::min(start + 2 * strip, s.queries); i++) fetch<false>(queries[i], s.width);
             for (long i = packed; i < std::min(packed + strip, s.keys); i++)
-                for (auto* rows : {&keys, &values}) fetch((*rows)[i], s.width);
+                for (auto* rows : {&keys, &values}) fetch<false>((*rows)[i], s.width);
             pack_queries<paired>(queries[start], s.q.token, room.query.data(), now.count, strip, s.width);
             score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), s, now);
             float inverse[strip];
@@ -372,7 +372,7 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
             for (long m = 0; m < filled; m += strip) {
                 Strip now(s, start + m, low);
                 Sheet at = sheet<paired>(room, m, padded);
-                for (long i = 0; i < now.count; i++) fetch(by_query[now.start + i], s.width);
+                for (long i = 0; i < now.count; i++) fetch<true>(by_query[now.start + i], s.width);
                 score<paired>(room.query.data() + m * s.width / depth, room.turned_k.data(), at.scores, s, now);
                 score<paired>(room.upstream.data() + m * s.width / depth, room.turned_v.data(), at.gradients, s, now);
                 differentiate_strip<paired>(up, out, normaliser + (b * s.heads + h) * s.queries,
@@ -391,7 +391,7 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
     Rows<T> by_key(g_k, of_keys, b, g), by_value(g_v, of_keys, b, g);
     for (long t = 0; t < s.keys; t++) {
         if (t + strip < s.keys)
-            for (auto* rows : {&by_key, &by_value}) fetch((*rows)[t + strip], s.width);
+            for (auto* rows : {&by_key, &by_value}) fetch<true>((*rows)[t + strip], s.width);
         put_row(by_key[t], room.sums_k.data() + t * columns, s.scale, s.width);
         put_row(by_value[t], room.sums_v.data() + t * columns, 1.0f, s.width);
     }
