@@ -72,6 +72,24 @@ def attention(context: int, width: int, groups: int | None = None) -> Case:
     return Case(partial(_heads, shapes), attend, {"SDPA": peer}, flops=flops)
 
 
+def windowed_attention(context: int, width: int, window: int) -> Case:
+    """The same where each token sees `window` tokens up to itself; the peer is given them as a mask."""
+    place = torch.arange(context)
+    first = (place - window + 1).clamp_min(0)[None].expand(TOKENS // context, -1)
+    mask = (place[:, None] >= place) & (place[:, None] < place + window)
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, first)
+
+    def peer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    heads = max(2, 192 // width)
+    shapes = [(TOKENS // context, heads, context, width)] * 3
+    flops = 14.0 * TOKENS * heads * width * float(mask.sum()) / context
+    return Case(partial(_heads, shapes), ours, {"SDPA": peer}, flops=flops)
+
+
 def _heads(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Time before heads in memory, as projections leave them."""
     return [x.transpose(1, 2).contiguous().transpose(1, 2) for x in drawn(torch.bfloat16, *shapes)]
@@ -257,6 +275,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         for width in (32, 64, 128)
     }
     found["attention T1024 K32, 2 key groups"] = partial(attention, 1024, 32, 2)
+    found["attention T1024 K64, window 256"] = partial(windowed_attention, 1024, 64, 256)
     for size in ((8192, 192), (8192, 1024)):
         found |= {name: partial(lambda case: case, case) for name, case in norms(*size).items()}
     found["add + RMSNorm 8192x192"] = partial(norm_after_adding, 8192, 192)

@@ -123,6 +123,24 @@ def test_a_value_that_is_not_a_number_reaches_everyone_who_sees_it(level: str | 
     assert not y[0, 0, :, :3].isnan().any()
 
 
+@pytest.mark.parametrize("level", native.LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_do_not_touch_keys_that_no_one_sees(dtype: torch.dtype, level: str) -> None:
+    hidden, tokens = 96, 200
+    q, k, v, up, _ = drawn((1, 2, 1, tokens, tokens, 16), dtype)
+    k[:, :, :hidden] = v[:, :, :hidden] = float("nan")
+    first = torch.arange(tokens).clamp_max(hidden)[None]
+    with at_level(level):
+        y, by_q, by_k, by_v = gradients(fastest.attend, q, k, v, up, first, None)
+    assert all(x[:, :, 128:].isfinite().all() for x in (y, by_q, by_k, by_v))
+    q, k, v, up = (x[:, :, hidden:].double() for x in (q, k, v, up))
+    kept = gradients(naive.attend, q, k, v, up, None, None)
+    seen = [x[:, :, 128:] for x in (y, by_q, by_k, by_v)]
+    assert max(map(relative, seen, [x[:, :, 128 - hidden :] for x in kept])) < (
+        1e-2 if dtype == torch.bfloat16 else 2e-6
+    )
+
+
 def test_the_registered_op_is_differentiable_and_has_a_fake() -> None:
     with at_level("portable"):
         q, k, v = (torch.randn(1, 17, 2, 8, generator=generator(0, name), requires_grad=True) for name in "qkv")

@@ -26,8 +26,15 @@ struct Shape {
 
     long repeats() const { return heads / groups; }
     long offset() const { return keys - queries; }
-    // Keys that the queries before `end` need.
-    long seen(long end) const { return rounded_up(offset() + end, grain); }
+    // No query before `end` sees a key from here on.
+    long high(long end) const { return rounded_up(offset() + end, grain); }
+    // No query of a sequence from `start` to `end` sees a key before this.
+    long low(long sequence, long start, long end) const {
+        if (!first) return 0;
+        long least = offset() + start;
+        for (long t = start; t < end; t++) least = std::min(least, (long)first[sequence * queries + t]);
+        return std::max(0L, least) / grain * grain;
+    }
     // Numbers from one row over the keys to the next: never a power of two, for such rows would share places in the caches.
     long padded() const { return ((keys + 31) / 32 | 1) * 32; }
     long columns() const { return rounded_up(width, grain); }
@@ -40,23 +47,26 @@ struct Rows {
     T* first;
     long stride;
 
-    Rows(T* from, const Strides& by, long batch, long head) : first(from + batch * by.batch + head * by.head), stride(by.token) {}
+    Rows(T* from, const Strides& by, long batch, long head)
+        : first(from + batch * by.batch + head * by.head), stride(by.token) {}
     T* operator[](long t) const { return first + t * stride; }
 };
 
-// Asks for a row before it is written: where stores miss the caches, what follows them waits.
-template <class T>
+// Asks for a row before it is read, or written: where stores miss the caches, what follows them waits.
+template <bool written, class T>
 inline void fetch(T* row, long width) {
-    for (long i = 0; i < width; i += 64 / (long)sizeof(T)) __builtin_prefetch(row + i, 1);
+    for (long i = 0; i < width; i += 64 / (long)sizeof(T)) __builtin_prefetch(row + i, written);
 }
 
-// A strip of queries: the first one, how many, the place of the first one among the keys, and how many keys any of them needs.
+// A strip of queries: the first one, how many, and the keys from `low` to `high` that any of them sees. `own` is the place of
+// the first query behind `low`.
 struct Strip {
-    long start, count, own, seen;
+    long start, count, low, high, own;
 
-    Strip(const Shape& s, long start)
-        : start(start), count(std::max(0L, std::min(strip, s.queries - start))), own(s.offset() + start),
-          seen(count ? s.seen(start + count) : 0) {}
+    Strip(const Shape& s, long start, long low)
+        : start(start), count(std::max(0L, std::min(strip, s.queries - start))), low(low),
+          high(count ? s.high(start + count) : low), own(s.offset() + start - low) {}
+    long columns() const { return high - low; }
 };
 
 // Tokens as rows of operands along the width; missing tokens, up to `padded`, are zero.
@@ -191,28 +201,29 @@ struct Room {
 template <bool paired>
 void score(const uint32_t* query, const uint32_t* turned, float* scores, const Shape& s, const Strip& now) {
     long depth = s.width / Product<paired>::depth, padded = s.padded();
-    multiply<paired>(query, depth, turned, padded, scores, padded, now.count, now.seen, depth, false);
+    multiply<paired>(query, depth, turned + now.low, padded, scores, padded, now.count, now.columns(), depth, false);
 }
 
 // Sums of lined-up keys, weighed by what lies along each query's row.
 template <bool paired>
 void weigh(const uint32_t* along, const uint32_t* lined, float* outputs, const Shape& s, const Strip& now) {
     constexpr long depth = Product<paired>::depth;
-    multiply<paired>(along, s.padded() / depth, lined, s.columns(), outputs, s.columns(), now.count, s.columns(),
-                     now.seen / depth, false);
+    long ld = s.padded() / depth, columns = s.columns();
+    multiply<paired>(along, ld, lined + now.low / depth * columns, columns, outputs, columns, now.count, columns,
+                     now.columns() / depth, false);
 }
 
-// Adds to each key the sum of the lined-up queries from `start` to `end`, weighed by what lies across.
+// Adds to each key from `low` on the sum of the lined-up queries from `start` to `end`, weighed by what lies across.
 template <bool paired>
-void gather(const uint32_t* across, const uint32_t* lined, float* sums, const Shape& s, long start, long end) {
+void gather(const uint32_t* across, const uint32_t* lined, float* sums, const Shape& s, long start, long end, long low) {
     constexpr long depth = Product<paired>::depth;
-    long padded = s.padded(), columns = s.columns(), done = 0;
-    for (long m = start; m < end; m += grain) {
+    long padded = s.padded(), columns = s.columns();
+    for (long m = start, from = low; m < end; m += grain) {
         // The last keys that these queries see are not seen by those before them.
-        long seen = s.seen(std::min(m + grain, end)), skipped = (m - start) / depth;
-        multiply_turned<paired>(across + skipped * padded + done, padded, lined + skipped * columns, columns,
-                                sums + done * columns, columns, seen - done, columns, rounded_up(end - m, grain) / depth, true);
-        done = seen;
+        long to = s.high(std::min(m + grain, end)), skipped = (m - start) / depth;
+        multiply_turned<paired>(across + skipped * padded + from - low, padded, lined + skipped * columns, columns,
+                                sums + from * columns, columns, to - from, columns, rounded_up(end - m, grain) / depth, true);
+        from = to;
     }
 }
 
@@ -224,13 +235,13 @@ void soften_strip(const Shape& s, const Strip& now, const int64_t* first, Room& 
     long padded = s.padded();
     for (long i = 0; i < now.count; i++) {
         float* row = room.scores.data() + i * padded;
-        if (s.cap > 0) bound(row, now.seen, s.scale, s.cap);
-        hide(row, first ? first[i] : 0, now.own + i, now.seen);
-        shift[i] = largest_of(row, now.seen) * factor;
+        if (s.cap > 0) bound(row, now.columns(), s.scale, s.cap);
+        hide(row, (first ? first[i] : 0) - now.low, now.own + i, now.columns());
+        shift[i] = largest_of(row, now.columns()) * factor;
     }
     for (long i = 0; i < now.count; i++)
         total[i] = soften<paired>(room.scores.data() + i * padded, room.along.data() + i * (padded / depth), factor, shift[i],
-                                  now.seen);
+                                  now.columns());
     for (long i = 0; i < now.count; i++) {
         inverse[i] = 1.0f / total[i];
         normaliser[i] = shift[i] * ln_2 + std::log(total[i]);
@@ -250,16 +261,19 @@ void forward_group(const T* q, const T* k, const T* v, T* y, float* normaliser, 
     room.outputs.resize(strip * columns);
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
         for (long start = 0; start < s.queries; start += strip) {
-            Strip now(s, start);
+            Strip now(s, start, s.low(b, start, std::min(start + strip, s.queries)));
             Rows<const T> queries(q, s.q, b, h);
             Rows<T> to(y, s.y, b, h);
-            for (; packed < now.seen; packed += 16) {
+            for (; packed < now.high; packed += 16) {
                 pack_turned16<paired>(keys[packed], s.k.token, room.turned_k.data() + packed, s.keys - packed, padded, s.width,
                                       room.lines.data());
                 pack_tokens<paired>(values[packed], s.v.token, room.lined_v.data() + packed / depth * columns, s.keys - packed,
                                     16, s.width, columns);
             }
-            for (long i = 0; i < now.count; i++) fetch(to[start + i], s.width);
+            for (long i = 0; i < now.count; i++) fetch<true>(to[start + i], s.width);
+            for (long i = start + strip; i < std::min(start + 2 * strip, s.queries); i++) fetch<false>(queries[i], s.width);
+            for (long i = packed; i < std::min(packed + strip, s.keys); i++)
+                for (auto* rows : {&keys, &values}) fetch<false>((*rows)[i], s.width);
             pack_queries<paired>(queries[start], s.q.token, room.query.data(), now.count, strip, s.width);
             score<paired>(room.query.data(), room.turned_k.data(), room.scores.data(), s, now);
             float inverse[strip];
@@ -287,17 +301,17 @@ void differentiate_strip(const Rows<const T>& up, const Rows<const T>& out, cons
     for (long i = 0; i < strip; i++) {
         float* row = sheet.scores + i * ld;
         if (i >= now.count) {
-            std::fill_n(row, now.seen, -INFINITY);
-            std::fill_n(sheet.gradients + i * ld, now.seen, 0.0f);
+            std::fill_n(row, now.columns(), -INFINITY);
+            std::fill_n(sheet.gradients + i * ld, now.columns(), 0.0f);
             continue;
         }
-        if (s.cap > 0) bound(row, now.seen, s.scale, s.cap);
-        hide(row, first ? first[now.start + i] : 0, now.own + i, now.seen);
+        if (s.cap > 0) bound(row, now.columns(), s.scale, s.cap);
+        hide(row, (first ? first[now.start + i] : 0) - now.low, now.own + i, now.columns());
         slope[i] = {normaliser[now.start + i] * log2_e, dot(up[now.start + i], out[now.start + i], s.width)};
     }
     for (long i = 0; i < strip; i += 2)
-        differentiate<paired>(sheet.scores + i * ld, sheet.gradients + i * ld, ld, slope + i, s.factor(), s.cap, now.seen, padded,
-                              sheet.along + i * (ld / depth), sheet.across_d + i / 2 * ld, sheet.across_p + i / 2 * ld);
+        differentiate<paired>(sheet.scores + i * ld, sheet.gradients + i * ld, ld, slope + i, s.factor(), s.cap, now.columns(),
+                              padded, sheet.along + i * (ld / depth), sheet.across_d + i / 2 * ld, sheet.across_p + i / 2 * ld);
 }
 
 // Queries whose share in the gradients by keys and values is added at a time.
@@ -338,10 +352,11 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
     make_room<paired>(room, s);
     for (long h = g * s.repeats(); h < (g + 1) * s.repeats(); h++)
         for (long start = 0; start < s.queries; start += block<paired>) {
-            long end = std::min(start + block<paired>, s.queries), filled = rounded_up(end - start, grain);
+            long end = std::min(start + block<paired>, s.queries), low = s.low(b, start, end);
+            long filled = rounded_up(end - start, grain);
             Rows<const T> queries(q, s.q, b, h), up(g_y, s.g_y, b, h), out(y, s.y, b, h);
             Rows<T> by_query(g_q, {s.queries * s.heads * s.width, s.width, s.heads * s.width}, b, h);
-            for (; packed < s.seen(end); packed += 16) {
+            for (; packed < s.high(end); packed += 16) {
                 long left = s.keys - packed;
                 pack_turned16<paired>(keys[packed], s.k.token, room.turned_k.data() + packed, left, padded, s.width,
                                       room.lines.data());
@@ -355,28 +370,28 @@ void backward_group(const T* g_y, const T* q, const T* k, const T* v, const T* y
             pack_tokens<paired>(queries[start], s.q.token, room.lined_query.data(), end - start, filled, s.width, columns);
             pack_tokens<paired>(up[start], s.g_y.token, room.lined_up.data(), end - start, filled, s.width, columns);
             for (long m = 0; m < filled; m += strip) {
-                Strip now(s, start + m);
+                Strip now(s, start + m, low);
                 Sheet at = sheet<paired>(room, m, padded);
-                for (long i = 0; i < now.count; i++) fetch(by_query[now.start + i], s.width);
+                for (long i = 0; i < now.count; i++) fetch<true>(by_query[now.start + i], s.width);
                 score<paired>(room.query.data() + m * s.width / depth, room.turned_k.data(), at.scores, s, now);
                 score<paired>(room.upstream.data() + m * s.width / depth, room.turned_v.data(), at.gradients, s, now);
                 differentiate_strip<paired>(up, out, normaliser + (b * s.heads + h) * s.queries,
                                             s.first ? s.first + b * s.queries : nullptr, s, now, at,
-                                            s.seen(std::min(start + rounded_up(m + 1, grain), end)));
+                                            s.high(std::min(start + rounded_up(m + 1, grain), end)) - low);
                 weigh<paired>(at.along, room.lined_k.data(), room.outputs.data(), s, now);
                 for (long i = 0; i < now.count; i++)
                     put_row(by_query[now.start + i], room.outputs.data() + i * columns, s.scale, s.width);
             }
-            Sheet all = sheet<paired>(room, 0, padded);
-            gather<paired>(paired ? all.across_d : (uint32_t*)all.gradients, room.lined_query.data(), room.sums_k.data(), s, start,
-                           end);
-            gather<paired>(paired ? all.across_p : (uint32_t*)all.scores, room.lined_up.data(), room.sums_v.data(), s, start, end);
+            const uint32_t* across_d = paired ? room.across_d.data() : (const uint32_t*)room.gradients.data();
+            const uint32_t* across_p = paired ? room.across_p.data() : (const uint32_t*)room.scores.data();
+            gather<paired>(across_d, room.lined_query.data(), room.sums_k.data(), s, start, end, low);
+            gather<paired>(across_p, room.lined_up.data(), room.sums_v.data(), s, start, end, low);
         }
     Strides of_keys{s.keys * s.groups * s.width, s.width, s.groups * s.width};
     Rows<T> by_key(g_k, of_keys, b, g), by_value(g_v, of_keys, b, g);
     for (long t = 0; t < s.keys; t++) {
         if (t + strip < s.keys)
-            for (auto* rows : {&by_key, &by_value}) fetch((*rows)[t + strip], s.width);
+            for (auto* rows : {&by_key, &by_value}) fetch<true>((*rows)[t + strip], s.width);
         put_row(by_key[t], room.sums_k.data() + t * columns, s.scale, s.width);
         put_row(by_value[t], room.sums_v.data() + t * columns, 1.0f, s.width);
     }
