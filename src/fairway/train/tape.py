@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairway.ops.add_rms_norm import native as _add_rms_norm
 from fairway.ops.gate import native as _gate
+from fairway.ops.layer_norm import native as _layer_norm
 from fairway.ops.relu2 import native as _relu2
 from fairway.ops.rms_norm import native as _rms_norm
 from fairway.ops.squash import native as _squash
@@ -24,7 +25,7 @@ from fairway.ops.squash import native as _squash
 SMALL = 64
 """Tensors smaller than this share of the block's input are kept."""
 
-_REGISTERED = (_add_rms_norm, _gate, _relu2, _rms_norm, _squash)
+_REGISTERED = (_add_rms_norm, _gate, _layer_norm, _relu2, _rms_norm, _squash)
 _NAMES = {
     "aten": (
         "_to_copy clone cat stack sum.dim_IntList mean.dim cumsum _softmax native_layer_norm _fused_rms_norm rms_norm "
