@@ -8,6 +8,7 @@ import pytest
 from fairway.core import native
 from fairway.ops.add_rms_norm import native as add_rms_norm
 from fairway.ops.gate import apart as gate_apart
+from fairway.ops.layer_norm import native as layer_norm
 from fairway.ops.norm_rotate import native as norm_rotate
 from fairway.ops.relu2 import native as relu2
 from fairway.ops.rms_norm import native as rms_norm
@@ -29,7 +30,7 @@ def at_level(level: str | None) -> Iterator[None]:
             pytest.skip(f"this machine or build has no {level} kernels")
         else:
             patch.setenv("FAIRWAY_LEVEL", level)
-        for op in (add_rms_norm, gate_apart, norm_rotate, relu2, rms_norm, rotate):
+        for op in (add_rms_norm, gate_apart, layer_norm, norm_rotate, relu2, rms_norm, rotate):
             patch.setattr(op, "FEWEST_NUMBERS", 0)
         _forget()
         try:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fairway.ops.add_rms_norm import native as _add_rms_norm
 from fairway.ops.gate import apart as _gate_apart
 from fairway.ops.gate import native as _gate
+from fairway.ops.layer_norm import native as _layer_norm
 from fairway.ops.relu2 import native as _relu2
 from fairway.ops.rms_norm import native as _rms_norm
 from fairway.ops.squash import native as _squash
@@ -29,6 +30,7 @@ _REGISTERED = {
     "add_rms_norm": _add_rms_norm,
     "gate": _gate,
     "gate_apart": _gate_apart,
+    "layer_norm": _layer_norm,
     "relu2": _relu2,
     "rms_norm": _rms_norm,
     "squash": _squash,

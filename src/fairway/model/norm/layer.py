@@ -7,10 +7,10 @@ least. Equals RMSNorm of the centred input, plus bias. Ba et al. 2016. Shape key
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fairway.core.config import Source
-from fairway.model.parts import Norm, NormConfig, Role, widened
+from fairway.model.parts import Norm, NormConfig, Role, compute_dtype
+from fairway.ops.layer_norm.native import layer_norm
 
 SOURCE = Source("Ba et al.", 2016, "arXiv:1607.06450")
 
@@ -48,7 +48,4 @@ class LayerNorm(Norm):
             self.bias_D.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = widened(x)
-        gain_D = None if self.gain_D is None else self.gain_D.to(wide.dtype)
-        bias_D = None if self.bias_D is None else self.bias_D.to(wide.dtype)
-        return functional.layer_norm(wide, (self.width,), gain_D, bias_D, self.eps).to(x.dtype)
+        return layer_norm(x, self.gain_D, self.bias_D, self.eps, compute_dtype(x))
