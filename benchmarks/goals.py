@@ -116,10 +116,12 @@ GOALS = (
     Goal("entropy decoding, tables included", "constriction", 12, 20, _race("coder_decode", "fairway stream")),
     Goal("entropy encoding", "constriction", 12, 20, _race("coder_encode")),
     Goal("entropy encoding, tables included", "constriction", 12, 20, _race("coder_encode", "fairway stream")),
-    Goal("sparse mat-vec, 90 %", "scipy, torch CSR", 7, 10, _race(SPARSE, "fairway-sparse")),
+    Goal("sparse mat-vec, 90 %", "scipy CSR", 7, 10, _race(SPARSE, "fairway-sparse", "scipy-csr")),
+    Goal("sparse mat-vec, 90 %", "torch CSR", 7, 10, _race(SPARSE, "fairway-sparse", "torch-csr")),
     Goal("sparse mat-vec, 90 %", "our int8", 1.5, 1.5, _own_int8),
     Goal("scoring, float32", "plain GPT", 2, 3, _race("scoring_speed", "fairway fp32", "gpt fp32")),
     Goal("scoring, bfloat16", "plain GPT", 2, 3, _race("scoring_speed", "fairway bf16", "gpt bf16")),
+    Goal("reading a prompt", "plain GPT", 2, 3, _race("prefill_speed")),
 )
 
 

@@ -20,6 +20,7 @@ from fairway.ops.add_rms_norm.native import add_rms_norm
 from fairway.ops.attention.fastest import attend
 from fairway.ops.cross_entropy.table import Table
 from fairway.ops.gate.native import gate
+from fairway.ops.layer_norm.native import layer_norm
 from fairway.ops.norm_rotate.native import norm_rotate
 from fairway.ops.relu2.native import relu2
 from fairway.ops.rms_norm.native import rms_norm
@@ -111,7 +112,7 @@ def norms(rows: int, width: int) -> dict[str, Case]:
             rows, width, [gain],
         ),
         f"LayerNorm {size}": norm(
-            lambda x, g, b: functional.layer_norm(x, (width,), g, b, 1e-5),
+            lambda x, g, b: layer_norm(x, g, b, 1e-5, x.dtype),
             lambda x, g, b: functional.layer_norm(x, (width,), g, b, 1e-5),
             rows, width, [gain, gain],
         ),
