@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fairway.core import native
 
-CALLS, TRIES, LARGEST = 4, 16, 1 << 16
+CALLS, TRIES, LARGEST = 4, 64, 1 << 16
 SUFFIX = "_portable"
 NESTED = ("decode_step", "sparse_matvec")
 """Kernels that find further addresses where their arguments point."""
@@ -108,10 +108,11 @@ def _storages(addresses: set[int]) -> dict[int, Tensor]:
     found = {}
     for one in gc.get_objects():
         if type(one) in (Tensor, torch.nn.Parameter) and one.device.type == "cpu" and one.layout == torch.strided:
-            address = one.data_ptr()
-            if address in addresses and one.dtype in DTYPES:
-                size = one.untyped_storage().nbytes() // one.element_size()
-                found[address] = one.detach().as_strided((size,), (1,), 0)
+            storage = one.untyped_storage()
+            start, size = storage.data_ptr(), storage.nbytes()
+            for address in addresses if one.dtype in DTYPES else ():
+                if start <= address < start + size:
+                    found[address] = one.detach().as_strided((size // one.element_size(),), (1,), 0)
     return found
 
 

@@ -301,3 +301,19 @@ def test_the_registered_ops_are_differentiable_and_have_fakes(name: str, draw: A
     with at_level("portable"):
         results = [torch.library.opcheck(op, arguments) for arguments in given[name]]
     assert all(set(result.values()) == {"SUCCESS"} for result in results)
+
+
+def test_threads_leave_each_others_channels_alone() -> None:
+    source = generator(0, "threads")
+    x, delta = torch.randn(1, 3, 2000, generator=source), torch.rand(1, 3, 2000, generator=source)
+    A, state = -torch.rand(2000, 4, generator=source), torch.randn(1, 2000, 4, generator=source)
+    B, C = torch.randn(2, 1, 3, 4, generator=source)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with at_level(native.level() or "portable"):
+                found.append(scan.selective_scan(x, delta, A, B, C, None, state, None))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for result in found[1:] for one, other in zip(result, found[0], strict=True))

@@ -30,7 +30,7 @@ inline void gather(const float* rows, float* vectors, long states, long count, f
 
 inline void scatter(const float* vectors, float* rows, long states, long count) {
     for (long n = 0; n < states; n++)
-        for (long j = 0; j < count; j++) rows[j * states + n] = vectors[n * lanes + j];
+        for (long j = 0; j < lanes && j < count; j++) rows[j * states + n] = vectors[n * lanes + j];
 }
 
 // `rate` is A log2(e).
@@ -220,7 +220,6 @@ void backward(const float* dy, const float* dlast, const float* x, const float* 
             }
             for (long block = from; block < to; block++) {
                 long at = (b * s.channels + block * lanes) * s.states, count = s.channels - block * lanes;
-                count = count < lanes ? count : lanes;
                 scatter(dA + (block - from) * tile, out.A + at, s.states, count);
                 scatter(flow + (block - from) * tile, out.state + at, s.states, count);
             }
