@@ -40,7 +40,7 @@ def _operations(*names: str) -> Callable[[Records], list[Ratio]]:
     """Operations whose names begin so."""
 
     def of(records: Records) -> list[Ratio]:
-        found = records["kernel_speed_1t"]["operations"]
+        found = records.get("kernel_speed_1t", {"operations": {}})["operations"]
         return [ratio for name in sorted(found) if name.startswith(names) and (ratio := operation(found[name]))]
 
     return of
@@ -81,6 +81,8 @@ def race(record: Mapping[str, Any], ours: str, peers: str) -> Ratio:
 
 
 def _mamba(records: Records) -> list[Ratio]:
+    if "sequence_model" not in records:
+        return []
     rates = {row["by"]: row["tokens/s"] for row in records["sequence_model"]["table"]}
     peers = {name: rate for name, rate in rates.items() if name.startswith("mambapy")}
     return [Ratio(rates["native"] / peers["mambapy"], rates["native"] / max(peers.values()))]
@@ -144,11 +146,7 @@ def section(records: Records) -> Iterator[str]:
     )
     rows = []
     for goal in GOALS:
-        try:
-            ratios = goal.of(records)
-        except KeyError:
-            continue
-        if ratios:
+        if ratios := goal.of(records):
             reached = [_range([getattr(ratio, side) for ratio in ratios]) for side in ("installed", "best", "allowed")]
             rows.append([goal.what, goal.peer, f"{goal.must:g}", f"{goal.stretch:g}", *reached])
     columns = ("kernel", "peer", "goal", "stretch", "peer as installed", "peer at its best", "the limit allows")

@@ -4,7 +4,7 @@
 Prompts fill the artifact's context. `fairway` opens a session as `fairway generate` does, which leaves it ready to
 decode; its peer is the forward pass of a plain PyTorch GPT of the same shape with random weights, which computes the
 logits of the last token alone and keeps nothing. Before a contender is timed, the nats of the token behind each prompt
-are set beside its own in float64; where they lie further apart than `ERROR`, its rate is not shown.
+are set beside its own in float64; where they lie further apart than `artifact_race.ERROR`, its rate is not shown.
 """
 
 import argparse
@@ -20,17 +20,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
+from artifact_race import commands, options, set_up, show
 from peers.plain_gpt import PlainGpt
-from scoring_speed import ERROR, documents, precision_of, sequences
+from scoring_speed import documents, sequences
 
 import fairway
-from fairway.core.device import keep_freed_memory, route_float32_products
 from fairway.model.mixer import attention
 from fairway.serve.model import Model
-from report import save
 
 OURS = ("fairway fp32",)
-PEERS = ("gpt fp32", "gpt bf16", "gpt fp32 compiled", "gpt bf16 compiled")
 
 NextLogits = Callable[[list[int]], Tensor]
 """Logits of the token behind a prompt, (V,)."""
@@ -77,10 +75,7 @@ def both(name: str, model: Model) -> tuple[NextLogits, NextLogits]:
 
 def contend(name: str, chosen: argparse.Namespace) -> None:
     """One contender's process."""
-    torch.set_num_threads(chosen.threads)
-    if name in OURS or "settings" in name:
-        keep_freed_memory()
-        route_float32_products(forward_only=True)
+    set_up(name, OURS, chosen.threads)
 
     def prepare() -> tuple[Callable[[], None], dict[str, Any]]:
         model = fairway.load(chosen.artifact)
@@ -98,30 +93,11 @@ def contend(name: str, chosen: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", default="runs/default/model.fwy")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
-    parser.add_argument("--contend")
-    chosen = parser.parse_args()
+    chosen = options(__doc__, "prompts", 64).parse_args()
     if chosen.contend:
         contend(chosen.contend, chosen)
-        return
-    if not Path(chosen.artifact).exists():
-        print(f"There is no artifact {chosen.artifact}; make run makes one.")
-        return
-    base = [__file__, "--artifact", chosen.artifact, "--threads", str(chosen.threads), "--prompts", str(chosen.prompts)]
-    names = [*OURS, *(f"{peer}{settings}" for peer in chosen.peers for settings in ("", " with settings"))]
-    commands = {name: [*base, "--contend", name] for name in names}
-    measured = pairs.measure(commands, chosen.rounds, chosen.threads)
-    wrong = {name for name, found in measured.items() if not found.facts["error"] <= ERROR[precision_of(name)]}
-    for name in sorted(wrong):
-        print(f"{name} is not shown: its nats were off by {measured[name].facts['error']:.1e}.")
-    seconds = {name: found.cpu if chosen.threads == 1 else found.wall for name, found in measured.items()}
-    rates = {name: measured[name].facts["tokens"] / seconds[name] for name in measured if name not in wrong}
-    save(f"prefill_speed_{chosen.threads}t", measured, rates, "tokens/s", OURS)
+    elif found := commands(__file__, chosen, OURS, "prompts"):
+        show("prefill_speed", pairs.measure(found, chosen.rounds, chosen.threads), chosen.threads, OURS)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 The GPT has the artifact's layers, width, heads, context and vocabulary, and random weights; all read the same tokens
 in windows of the whole context, none twice, and count the nats of every target. `fairway` scores as `fairway evaluate`
 does, `fairway evaluate` is all of it with its gates. Before it is timed, the nats of each contender are set beside its
-own in float64, Fairway's without native kernels; where they lie further apart than `ERROR`, its rate is not shown.
+own in float64, Fairway's without native kernels; where they lie further apart than `artifact_race.ERROR`, its rate is
+not shown.
 """
 
 import argparse
@@ -22,22 +23,18 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pairs
+from artifact_race import commands, options, set_up, show
 from peers.plain_gpt import PlainGpt
 
 import fairway
-from fairway.core.device import keep_freed_memory, route_float32_products
 from fairway.evaluate.bpb import EvaluateConfig, evaluate, predictor_of
 from fairway.model.mixer import attention
 from fairway.serve.model import Model
 from fairway.serve.scoring import NetworkPredictor, score_sequences, sequences_of
 from fairway.serve.window import Policy, batches
-from report import save
 
 WITHOUT = "fairway fp32 without native kernels"
 OURS = ("fairway fp32", "fairway bf16", "fairway evaluate fp32", "fairway evaluate bf16", WITHOUT)
-PEERS = ("gpt fp32", "gpt bf16", "gpt fp32 compiled", "gpt bf16 compiled")
-ERROR = {"fp32": 1e-5, "bf16": 5e-3}
-"""Largest relative distance of all nats from those in float64."""
 BATCH = 32
 MODE = "concatenated"
 
@@ -106,10 +103,7 @@ def prepare_peer(name: str, model: Model, texts: Sequence[bytes]) -> Prepared:
 
 def contend(name: str, chosen: argparse.Namespace) -> None:
     """One contender's process."""
-    torch.set_num_threads(chosen.threads)
-    if name in OURS or "settings" in name:
-        keep_freed_memory()
-        route_float32_products(forward_only=True)
+    set_up(name, OURS, chosen.threads)
 
     def prepare() -> tuple[Callable[[], None], dict[str, Any]]:
         model = fairway.load(chosen.artifact)
@@ -126,37 +120,14 @@ def void(_: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", default="runs/default/model.fwy")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=131072)
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
-    parser.add_argument("--contend")
-    chosen = parser.parse_args()
+    chosen = options(__doc__, "tokens", 131072).parse_args()
     if chosen.contend:
         contend(chosen.contend, chosen)
-        return
-    if not Path(chosen.artifact).exists():
-        print(f"There is no artifact {chosen.artifact}; make run makes one.")
-        return
-    base = [__file__, "--artifact", chosen.artifact, "--threads", str(chosen.threads), "--tokens", str(chosen.tokens)]
-    names = [*OURS, *(f"{peer}{settings}" for peer in chosen.peers for settings in ("", " with settings"))]
-    commands = {name: [*base, "--contend", name] for name in names if name != WITHOUT}
-    measured = pairs.measure(commands, chosen.rounds, chosen.threads)
-    plain = {WITHOUT: [*base, "--contend", WITHOUT]}
-    measured |= pairs.measure(plain, chosen.rounds, chosen.threads, {"FAIRWAY_NATIVE": "0"})
-    wrong = {name for name, found in measured.items() if not found.facts["error"] <= ERROR[precision_of(name)]}
-    for name in sorted(wrong):
-        print(f"{name} is not shown: its nats were off by {measured[name].facts['error']:.1e}.")
-    seconds = {name: found.cpu if chosen.threads == 1 else found.wall for name, found in measured.items()}
-    rates = {name: measured[name].facts["tokens"] / seconds[name] for name in measured if name not in wrong}
-    save(f"scoring_speed_{chosen.threads}t", measured, rates, "tokens/s", OURS)
-
-
-def precision_of(name: str) -> str:
-    """The precision in a contender's name."""
-    return "bf16" if "bf16" in name else "fp32"
+    elif found := commands(__file__, chosen, OURS, "tokens"):
+        plain = {WITHOUT: found.pop(WITHOUT)}
+        measured = pairs.measure(found, chosen.rounds, chosen.threads)
+        measured |= pairs.measure(plain, chosen.rounds, chosen.threads, {"FAIRWAY_NATIVE": "0"})
+        show("scoring_speed", measured, chosen.threads, OURS)
 
 
 if __name__ == "__main__":
